@@ -1,0 +1,1 @@
+"""Chinese vocabulary extension, continued pretraining and instruction tuning for LLaMA-family models."""

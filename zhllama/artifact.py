@@ -1,0 +1,199 @@
+"""Directories that commands read and write: `run.json` says how each was made, and its result comes last.
+
+A directory is *finished* when its `run.json` has a `result`. Readers refuse any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zhllama.config import UserError, as_given
+
+RUN_FILE = "run.json"
+VERSIONED = ("zhllama", "torch", "transformers", "peft", "deepspeed", "sentencepiece", "tokenizers", "datasets")
+# Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
+NOT_CONTENT = re.compile(r"(run\.json|report\..*|metrics\.jsonl|.*\.png|.*\.html|.*\.md)$|(checkpoint-|logs|\.)")
+
+
+@dataclass
+class Artifact:
+    """A directory being written; what goes into `result` is what later commands may rely on."""
+
+    path: Path
+    record: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def create(
+    output: str | Path, kind: str, command: str, config: Any, inputs: Mapping[str, str | Path], resume: bool = False
+) -> Iterator[Artifact]:
+    """Write one directory: `run.json` without result first, with it last and atomically.
+
+    An unfinished directory of the same command is started again (or, with `resume`, continued). A UserError
+    removes what was begun; an interrupt leaves it, recognisable as unfinished.
+
+    Args:
+        kind: corpus, tokenizer, model, tokens, run or report.
+        inputs: setting name -> path of what is read, fingerprinted into `run.json`.
+
+    Raises:
+        UserError: `output` holds a finished run, or files that no zhllama command wrote.
+    """
+    path = Path(output)
+    continued = _claim(path, command, resume)
+    record = {
+        "command": command,
+        "kind": kind,
+        "settings": as_given(config),
+        "versions": {name: _version(name) for name in VERSIONED},
+        "inputs": {
+            name: {"path": str(source), "fingerprint": fingerprint(source)} for name, source in inputs.items()
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / RUN_FILE, record)
+    artifact = Artifact(path, record)
+    begun = time.monotonic()
+    try:
+        yield artifact
+    except UserError:
+        if not continued:
+            shutil.rmtree(path)
+        raise
+    record["seconds"] = round(time.monotonic() - begun, 1)
+    record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
+    write_json(path / RUN_FILE, record)
+
+
+def require(source: str | Path, kind: str, flag: str) -> Path:
+    """The directory or file behind a flag, checked to be finished and of the right kind.
+
+    A name like `org/model` that is no local path is fetched from the Hugging Face hub.
+
+    Raises:
+        UserError: nothing there, an unfinished run, or a directory of another kind.
+    """
+    path = Path(source)
+    if not path.exists():
+        return _from_hub(str(source), flag)
+    record = read_record(path)
+    if not record:
+        return path
+    if "result" not in record:
+        raise UserError(
+            f"{flag} {source}: its {record.get('command', 'zhllama')} run did not finish; run that command again"
+        )
+    if record["kind"] != kind and not (kind == "tokenizer" and record["kind"] == "model"):
+        raise UserError(
+            f"{flag} {source}: this is a {record['kind']} directory (made by {record['command']}), "
+            f"and a {kind} directory is needed"
+        )
+    return path
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The content of a directory's `run.json`, or an empty dict where there is none (a foreign directory)."""
+    file = Path(path) / RUN_FILE
+    if not file.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def check_same(left: str, left_fingerprint: str, right: str, right_fingerprint: str, remedy: str) -> None:
+    """Raise UserError naming both sides and the remedy unless two fingerprints are equal."""
+    if left_fingerprint != right_fingerprint:
+        raise UserError(
+            f"{left} ({left_fingerprint[:12]}) does not match {right} ({right_fingerprint[:12]}): {remedy}"
+        )
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of a file, or of a directory's content (names and bytes; reports and checkpoints left out)."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    recorded = read_record(path).get("result", {}).get("fingerprint")
+    return str(recorded) if recorded else _content_hash(path)
+
+
+def tokenizer_fingerprint(directory: Path) -> str:
+    """sha256 of the file that decides a directory's token ids; a model and the tokenizer it holds agree in it."""
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (directory / name).is_file():
+            return fingerprint(directory / name)
+    raise UserError(f"{directory}: no tokenizer.json or tokenizer.model inside")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _claim(path: Path, command: str, resume: bool) -> bool:
+    """Make `path` ours to write; True when an unfinished run is continued."""
+    if path.is_file():
+        raise UserError(f"--output {path}: a file is in the way; choose another directory")
+    if not path.is_dir() or not any(path.iterdir()):
+        return False
+    record = read_record(path)
+    if not record:
+        raise UserError(f"--output {path}: not empty, and not written by zhllama; choose another directory")
+    if "result" in record or record.get("command") != command:
+        state = "already holds" if "result" in record else "holds an unfinished"
+        raise UserError(
+            f"--output {path}: {state} run of {record['command']}; choose another directory or delete this one"
+        )
+    if resume:
+        return True
+    shutil.rmtree(path)
+    return False
+
+
+def _from_hub(name: str, flag: str) -> Path:
+    """A hub snapshot, where the name looks like one and the hub answers."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(
+                snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
+            raise UserError(
+                f"{flag} {name}: no such directory here, and the hub gave none ({type(problem).__name__})"
+            ) from problem
+    raise UserError(f"{flag} {name}: no such file or directory")
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path)
+        if file.is_file() and not any(NOT_CONTENT.match(part) for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{fingerprint(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

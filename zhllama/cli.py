@@ -1,0 +1,78 @@
+"""The command table: `zhllama NAME ...` imports one module and calls one function with one dataclass."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from importlib import import_module
+
+# name -> (module:function, what it does). Help must not import what the commands import.
+COMMANDS = {
+    "clean": ("zhllama.corpus.clean:clean", "raw text -> corpus: normalised, filtered, without duplicates"),
+    "train-tokenizer": ("zhllama.tokenizer.train:train_tokenizer", "corpus -> Chinese SentencePiece model"),
+    "merge-tokenizer": ("zhllama.tokenizer.merge:merge_tokenizer", "base + Chinese pieces -> tokenizer"),
+    "tokenizer-report": ("zhllama.tokenizer.report:tokenizer_report", "compare tokenizers on your own text"),
+    "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
+    "pack": ("zhllama.pack:pack", "corpus + model -> blocks of tokens"),
+    "pretrain": ("zhllama.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
+    "sft": ("zhllama.sft:sft", "instruction tuning (python sft/run.py)"),
+    "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
+    "evaluate": ("zhllama.evaluate:evaluate", "bits per byte on your own text"),
+    "chat": ("zhllama.chat_terminal:chat", "talk to a model, or answer a file of prompts"),
+    "export": ("zhllama.export:export", "model -> plain Hugging Face directory and GGUF, in a chosen dtype"),
+    "demo": ("zhllama.demo:demo", "all of the above on embedded weights and text"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; exits 2 with one line on a user's mistake, 130 on Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see zhllama --help"
+        sys.exit(_refuse("", f"unknown command {name!r}: {hint}"))
+    try:
+        run(name, rest)
+    except KeyboardInterrupt:
+        print(f"\nzhllama {name}: interrupted; inputs are untouched, the output is marked unfinished", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Parse the settings of a command and call it; a UserError exits with code 2."""
+    from zhllama.config import UserError, parse
+
+    module, function_name = COMMANDS[name][0].split(":")
+    function = getattr(import_module(module), function_name)
+    config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
+    try:
+        function(parse(name, config_class, [a for a in arguments if not a.startswith("--local_rank")]))
+    except UserError as problem:
+        sys.exit(_refuse(f" {name}", str(problem)))
+
+
+def _refuse(where: str, message: str) -> int:
+    print(f"zhllama{where}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: zhllama COMMAND [--config RECIPE.yaml ...] [--SETTING VALUE ...]",
+            "",
+            "Chinese vocabulary extension, continued pretraining and instruction tuning for LLaMA-family models.",
+            "",
+            *lines,
+            "",
+            "zhllama COMMAND --help lists a command's settings.",
+        ]
+    )

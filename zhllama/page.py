@@ -1,0 +1,123 @@
+"""A report page: one self-contained HTML file of headings, sentences, tables and plots."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zhllama.terminal import cell_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = """
+body{font:16px/1.6 system-ui,"Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;max-width:1000px;
+margin:2em auto;padding:0 1em;color:#222}h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em;border-bottom:1px
+solid #ddd}table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;border-bottom:1px solid #e5e5e5;
+text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}table.text td{text-align:left;
+white-space:pre-wrap}svg{max-width:100%;height:auto}.token{border-radius:3px;padding:1px 2px;margin:0 1px}
+.note{color:#666}
+"""
+TOKEN_COLOURS = ("#cfe8ff", "#ffe2bf", "#d6f5d0", "#f6d4ee", "#fff3b0")
+# Blue and orange stay apart for colour-blind readers and in grey print.
+PALETTE = ("#1f6fb2", "#e07b00", "#2a9d5c", "#b0307a", "#666666", "#8c6d1f")
+
+
+class Page:
+    """Collects parts in order; `write` makes the file."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.parts: list[str] = [f"<h1>{html.escape(title)}</h1>"]
+
+    def heading(self, text: str) -> None:
+        """A section heading."""
+        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def paragraph(self, text: str, note: bool = False) -> None:
+        """A paragraph of plain text; `note` greys it."""
+        self.parts.append(f"<p{' class=note' if note else ''}>{html.escape(text)}</p>")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], text: bool = False) -> None:
+        """A table; `text` keeps line breaks and aligns left."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell_text(cell))}</td>" for cell in row) + "</tr>" for row in rows
+        )
+        self.parts.append(f"<table{' class=text' if text else ''}><tr>{head}</tr>{body}</table>")
+
+    def segmentation(self, label: str, tokens: Sequence[str]) -> None:
+        """One sentence with its tokens in alternating colours."""
+        spans = "".join(
+            f'<span class="token" style="background:{TOKEN_COLOURS[i % len(TOKEN_COLOURS)]}">{html.escape(token)}</span>'
+            for i, token in enumerate(tokens)
+        )
+        self.parts.append(f"<p><b>{html.escape(label)}</b> ({len(tokens)} tokens)<br>{spans}</p>")
+
+    def figure(self, figure: Figure) -> None:
+        """A matplotlib figure as inline SVG; its text stays text."""
+        import matplotlib
+
+        buffer = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zhllama"}):
+            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+        self.parts.append(svg)
+
+    def write(self, path: Path) -> None:
+        """Write the page as one UTF-8 file."""
+        path.write_text(
+            f'<!doctype html><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
+            f"<style>{STYLE}</style>\n" + "\n".join(self.parts) + "\n",
+            encoding="utf-8",
+        )
+
+
+def line_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, title: str
+) -> Figure:
+    """Curves by name, each (x values, y values), on one pair of axes."""
+    figure, axes = _axes(title)
+    for colour, (name, (x, y)) in zip(PALETTE * 3, curves.items(), strict=False):
+        axes.plot(x, y, label=name, color=colour, linewidth=1.8, marker="." if len(x) < 30 else None)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
+def bar_plot(
+    groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y_label: str, title: str
+) -> Figure:
+    """Grouped bars with their values on top: one group per name, one colour per series; None leaves a gap."""
+    figure, axes = _axes(title)
+    width = 0.8 / max(len(series), 1)
+    for index, (name, values) in enumerate(series.items()):
+        places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
+        heights = [0.0 if value is None else value for value in values]
+        bars = axes.bar(places, heights, width * 0.92, label=name, color=PALETTE[index % len(PALETTE)])
+        axes.bar_label(bars, ["" if value is None else f"{value:.2f}" for value in values], fontsize=8, padding=2)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel(y_label)
+    if len(series) > 1:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _axes(title: str) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)
+    return figure, axes
