@@ -63,6 +63,8 @@ def create(
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if continued:
+        _check_continues(path, record["inputs"])
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / RUN_FILE, record)
     artifact = Artifact(path, record)
@@ -164,6 +166,19 @@ def _claim(path: Path, command: str, resume: bool) -> bool:
         return True
     shutil.rmtree(path)
     return False
+
+
+def _check_continues(path: Path, inputs: dict[str, dict[str, str]]) -> None:
+    """An unfinished run goes on only with the inputs that it began with."""
+    for name, begun in read_record(path)["inputs"].items():
+        now = inputs.get(name, {"path": "nothing", "fingerprint": ""})
+        check_same(
+            f"--output {path}, begun with {begun['path']}",
+            begun["fingerprint"],
+            now["path"],
+            now["fingerprint"],
+            "give the same inputs, or choose another directory",
+        )
 
 
 def _from_hub(name: str, flag: str) -> Path:

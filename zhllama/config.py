@@ -64,6 +64,8 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
         _tidy_help(parser)
     values = parser.parse_args(_repeatable(arguments, lists))
     values.pop("config", None)
+    if hasattr(config_class, "check") and "train" in hints:  # before TrainingArguments starts anything
+        config_class.check(values.train)
     instance = parser.instantiate(values)
     fields = {field.name: instance[field.name] for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**fields)

@@ -1,0 +1,182 @@
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+
+from zhllama.config import UserError
+from zhllama.corpus import read
+from zhllama.corpus.read import Layout, list_files, read_documents, read_file
+
+
+def texts(path: Path, layout: Layout | None = None) -> list[str]:
+    return [passage.text for passage in read_file(path, layout or Layout())]
+
+
+def put(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def zst(path: Path, content: bytes) -> Path:
+    with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
+        stream.write(content)
+    return path
+
+
+def test_text_is_split_at_blank_lines_and_keeps_its_newlines(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", "\ufeff\n甲一\n甲二\n \u3000\n\n乙一\r\n乙二\r\n\r\n丙")
+    assert list(read_documents(path)) == ["甲一\n甲二", "乙一\n乙二", "丙"]
+    assert [passage.line for passage in read_file(path, Layout())] == [2, 6, 9]
+
+
+def test_text_without_blank_lines_is_one_document(tmp_path: Path) -> None:
+    assert list(read_documents(put(tmp_path / "a.txt", "甲\n  乙\n丙\n"))) == ["甲\n  乙\n丙"]
+    assert list(read_documents(put(tmp_path / "b.txt", "\n甲\n乙\n\n\n"))) == ["甲\n乙"]
+
+
+def test_text_too_large_for_one_document_is_split_at_every_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "LONGEST_DOCUMENT", 20)
+    assert (
+        list(read_documents(put(tmp_path / "a.txt", "一行十个字一行十个字\n" * 5)))
+        == ["一行十个字一行十个字"] * 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [("file", ["甲\n乙\n\n丙"]), ("line", ["甲", "乙", "丙"]), ("blank-line", ["甲\n乙", "丙"])],
+)
+def test_the_layout_decides_what_a_document_is(
+    tmp_path: Path, documents: read.Split, expected: list[str]
+) -> None:
+    assert texts(put(tmp_path / "a.txt", "甲\n乙\n\n丙\n"), Layout(documents=documents)) == expected
+
+
+def test_lines_and_characters_cut_by_the_edge_of_a_chunk_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "CHUNK", 7)
+    lines = [f"第{number}行，长短不一{'啊' * (number % 5)}" for number in range(50)]
+    for encoding in ("utf-8", "gb18030", "utf-16"):
+        path = put(tmp_path / "a.txt", "\r\n".join(lines).encode(encoding))
+        assert texts(path, Layout(encoding, "line")) == lines
+
+
+def test_json_lines_keep_newlines_and_line_separators(tmp_path: Path) -> None:
+    rows = ["甲\n乙\u2028丙", "丁"]
+    content = "\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows).replace(
+        "\n", "\n\n", 1
+    )
+    assert list(read_documents(put(tmp_path / "a.jsonl", content))) == rows
+
+
+def test_parquet_gzip_and_zstandard(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["甲\n乙", "丙"], "n": [1, 2]}), tmp_path / "a.parquet")
+    content = b'{"text": "\\u7532\\n\\u4e59"}\n{"text": "\\u4e19"}\n'
+    for path in (
+        tmp_path / "a.parquet",
+        put(tmp_path / "a.jsonl.gz", gzip.compress(content)),
+        put(tmp_path / "b.txt.gz", gzip.compress("甲\n乙\n\n丙".encode())),
+        zst(tmp_path / "a.jsonl.zst", content),
+    ):
+        assert list(read_documents(path)) == ["甲\n乙", "丙"], path
+
+
+def test_progress_ends_at_the_size_of_the_file(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["甲"]}), tmp_path / "a.parquet")
+    for path in (tmp_path / "a.parquet", put(tmp_path / "b.txt.gz", gzip.compress(b"text\n" * 1000))):
+        told: list[int] = []
+        list(read_file(path, Layout(), told.append))
+        assert told[-1] == path.stat().st_size
+
+
+def test_a_folder_is_read_in_order_without_what_is_no_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b/2.txt", "b/10.txt", "a.txt", ".hidden/c.txt"):
+        put(tmp_path / name, name)
+    put(tmp_path / "README.md", "no")
+    assert list(read_documents(tmp_path)) == ["a.txt", "b/10.txt", "b/2.txt"]
+    assert "left out 1 files of other kinds (README.md)" in capsys.readouterr().err
+
+
+def test_a_corpus_directory_is_its_documents_only(tmp_path: Path) -> None:
+    put(tmp_path / "documents-00000-00000.jsonl", '{"text": "甲"}')
+    put(tmp_path / "notes.txt", "乙")
+    put(tmp_path / "run.json", json.dumps({"kind": "corpus", "command": "clean", "result": {}}))
+    assert list(read_documents(tmp_path)) == ["甲"]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"kind": "corpus", "command": "clean"}, "did not finish"),
+        ({"kind": "model", "command": "resize-embeddings", "result": {}}, "a corpus directory is needed"),
+    ],
+)
+def test_an_unfinished_or_other_directory_is_refused(tmp_path: Path, record: object, message: str) -> None:
+    put(tmp_path / "run.json", json.dumps(record))
+    with pytest.raises(UserError, match=message):
+        list_files(tmp_path)
+
+
+def test_what_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_documents(tmp_path / "missing.txt")
+    with pytest.raises(UserError, match="unsupported extension"):
+        read_documents(put(tmp_path / "a.docx", "x"))
+    with pytest.raises(UserError, match="no file to read inside"):
+        read_documents(tmp_path)
+
+
+REFUSED = {
+    "empty.txt": (b" \n\n", "no document inside"),
+    "empty.jsonl": (b'{"text": " "}\n', "no document inside"),
+    "gbk.txt": ("中文".encode("gb18030"), r"not UTF-8 at byte 0;.*--encoding gb18030.*iconv"),
+    "late.txt": ("好\n".encode() * 300_000 + b"\xff", "not UTF-8 at byte 1,200,000"),
+    "cut.txt": ("好好".encode()[:-1], "not UTF-8 at byte 3"),
+    "late.txt.gz": (gzip.compress(b"ok\n\xff"), "not UTF-8 at byte 3 of what it unpacks to"),
+    "half.txt.gz": (gzip.compress(bytes(range(65, 91)) * 999)[:-9], "broken or cut short"),
+    "no.txt.gz": (b"plain text", "broken or cut short"),
+    "no.txt.zst": (b"plain text", "broken or cut short"),
+    "a.jsonl": (b'{"text": "a"}\n{"text": "b"\n', r"a.jsonl line 2: not JSON \(.*column"),
+    "b.jsonl": (b'\n{"content": "a"}\n', "b.jsonl line 2: no text under key 'text', only 'content'.*--key"),
+    "c.jsonl": (b'["a"]\n', "c.jsonl line 1: .* only a list"),
+    "d.jsonl": (b'{"text": null}\n', "d.jsonl line 1: no text under key"),
+    "a.parquet": (b"PAR1 no", "not a whole Parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    content, message = REFUSED[name]
+    with pytest.raises(UserError, match=message) as caught:
+        list(read_documents(put(tmp_path / name, content)))
+    assert name in str(caught.value)
+
+
+def test_a_wrong_encoding_that_was_chosen_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not GB18030 at byte 4; give clean another --encoding"):
+        texts(put(tmp_path / "a.txt", "中文".encode("gb18030") + b"\xff\xff"), Layout("gb18030"))
+
+
+def test_a_cut_zstandard_file_is_refused(tmp_path: Path) -> None:
+    whole = zst(tmp_path / "a.txt.zst", "".join(f"{n * 7919}行\n" for n in range(50_000)).encode())
+    with pytest.raises(UserError, match="broken or cut short"):
+        list(read_documents(put(whole, whole.read_bytes()[:-20])))
+
+
+def test_parquet_without_the_column_or_with_other_values_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"content": ["甲"]}), path)
+    with pytest.raises(UserError, match=r"a.parquet: no column 'text', only 'content'"):
+        list(read_documents(path))
+    parquet.write_table(pyarrow.table({"text": ["甲", None]}), path)
+    with pytest.raises(UserError, match=r"a.parquet row 2: column 'text' holds None"):
+        list(read_documents(path))

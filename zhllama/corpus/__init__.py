@@ -1,0 +1,1 @@
+"""Documents: reading what users bring, and cleaning it into a corpus."""

@@ -1,0 +1,252 @@
+"""`zhllama clean`: raw text -> corpus, normalised, filtered, without duplicates."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zhllama import artifact
+from zhllama.config import UserError
+from zhllama.corpus.read import Layout, Split, list_files
+from zhllama.corpus.rules import Limits
+from zhllama.terminal import print_table, progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from zhllama.corpus.stages import Tally
+
+REMEDY = {
+    "empty": "--key, --documents",
+    "too short": "--min-characters, --documents",
+    "garbled": "--encoding",
+    "mostly symbols": "--max-symbols",
+    "too little Chinese": "--min-chinese",
+    "repetitive": "--max-repetition",
+}
+GUESSES = {
+    "blank-line": "split at blank lines",
+    "file": "taken as one document each",
+    "line": "split at every line (too large for one document)",
+}
+
+
+@dataclass
+class CleanConfig:
+    """Settings of `zhllama clean`."""
+
+    corpus: str
+    """Raw text: a .txt, .jsonl or .parquet file (also .txt.gz, .jsonl.zst, ...), or a folder of them."""
+    output: str
+    """The corpus directory to write."""
+    encoding: str = "utf-8"
+    """Encoding of .txt and .jsonl, such as gb18030 (reads GBK and GB2312 too), big5 or utf-16."""
+    documents: Split = "guess"
+    """What is a document in a .txt: the file, each line, or what stands between blank lines; guess: between
+    blank lines where the file has any, otherwise the file."""
+    key: str = "text"
+    """Key (.jsonl) or column (.parquet) that holds the text."""
+    min_characters: int = 20
+    """Drop documents with fewer characters, white space not counted."""
+    max_repetition: float = 0.5
+    """Drop documents where more than this share of 10-character sequences repeats an earlier one."""
+    max_symbols: float = 0.5
+    """Drop documents where more than this share of characters is digits, punctuation or symbols."""
+    min_chinese: float = 0.0
+    """Drop documents where less than this share of letters is Chinese."""
+    deduplicate: bool = True
+    """Keep only the first of documents with the same text (white space not compared)."""
+    workers: int = 0
+    """Processes; 0: one per core. The output is the same whatever their number."""
+    shard_megabytes: float = 16
+    """Size of an output file, and of the portion of input that one task takes."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_repetition", "max_symbols", "min_chinese"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)}: a share is between 0 and 1")
+        if self.workers < 0 or self.min_characters < 0 or self.shard_megabytes <= 0:
+            raise UserError(
+                "workers and min_characters must not be negative, shard_megabytes must be positive"
+            )
+        try:
+            "".encode(self.encoding)  # refuses codecs between bytes, such as base64
+        except LookupError as problem:
+            raise UserError(
+                f"encoding {self.encoding}: unknown; try utf-8, gb18030, big5 or utf-16"
+            ) from problem
+
+
+def clean(config: CleanConfig) -> None:
+    """Write a corpus directory: `documents-*.jsonl` of {"text", "id", "source"}, `report.html`, `logs/`.
+
+    Each document is normalised (`rules.normalise`), kept or dropped by the rules in `rules.RULES`, and
+    dropped where an earlier one has the same text. The order of documents is the order of the input.
+    `run.json` counts documents, characters, bytes, the share of Chinese characters, and dropped documents
+    by reason.
+
+    Raises:
+        UserError: nothing to read, a file that cannot be read, nothing kept, an output that exists.
+    """
+    source = Path(config.corpus)
+    output = Path(config.output)
+    files = list_files(source)
+    if source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
+    with artifact.create(output, "corpus", "clean", config, {"corpus": source}) as made:
+        work = output / ".work"
+        tasks = _bundle(files, source, work, round(config.shard_megabytes * 1e6))
+        _run(config, output, work, tasks, sum(file.stat().st_size for file in files))
+        from zhllama.corpus.stages import Tally
+
+        tally = Tally.total(work)
+        _refuse_nothing(source, tally)
+        characters = tally.counts["characters"]
+        made.result.update(
+            read=tally.counts["read"],
+            documents=tally.counts["documents"],
+            characters=characters,
+            bytes=tally.counts["bytes"],
+            han_share=round(tally.counts["han"] / characters, 4),
+            dropped=dict(tally.dropped.most_common()),
+            replacement_characters=tally.counts["replacement characters"],
+        )
+        from zhllama.corpus.report import write_report
+
+        write_report(output / "report.html", config.corpus, made.result, tally)
+        shutil.rmtree(work)
+    _summarise(output, made.result, tally)
+
+
+def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
+    """Write the files of each task, neighbours up to `size` bytes together; return the number of tasks."""
+    from zhllama.corpus.stages import LAST_RANK
+
+    root = source if source.is_dir() else source.parent
+    size = max(size, sum(file.stat().st_size for file in files) // (LAST_RANK // 2))
+    bundles: list[list[tuple[str, str]]] = []
+    filled = size
+    for file in files:
+        if filled + file.stat().st_size > size:
+            bundles.append([])
+            filled = 0
+        filled += file.stat().st_size
+        bundles[-1].append((str(file.resolve()), file.relative_to(root).as_posix()))
+    (work / "bundles").mkdir(parents=True)
+    for rank, bundle in enumerate(bundles):
+        (work / "bundles" / f"{rank:05d}.json").write_text(json.dumps(bundle), encoding="utf-8")
+    return len(bundles)
+
+
+def _run(config: CleanConfig, output: Path, work: Path, tasks: int, input_bytes: int) -> None:
+    """Read and judge; find duplicates; write: the three passes of exact deduplication."""
+    from datatrove.pipeline.dedup.exact_dedup import (
+        ExactDedupConfig,
+        ExactDedupFilter,
+        ExactDedupSignature,
+        ExactFindDedups,
+    )
+
+    from zhllama.corpus import stages
+
+    workers = min(config.workers or len(os.sched_getaffinity(0)), tasks)
+    limits = Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese)
+    layout = Layout(config.encoding, config.documents, config.key)
+    same = ExactDedupConfig(stages.text_without_space, stages.priority)
+    folder, signatures, duplicates = str(work), str(work / "signatures"), str(work / "duplicates")
+
+    def run(stage: str, pipeline: list[Any], tasks: int = tasks) -> None:
+        with _logged(output / "logs" / f"{stage}.log"):
+            stages.Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
+
+    first = [
+        stages.ReadBundle(folder, layout),
+        stages.Judge(folder, limits),
+        stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
+    ]
+    last = [
+        stages.ReadKept(folder),
+        stages.Measure(folder),
+        stages.WriteDocuments(str(output), "documents-${rank}.jsonl", round(config.shard_megabytes * 1e6)),
+    ]
+    if config.deduplicate:
+        first.append(ExactDedupSignature(signatures, same))
+        last.insert(1, ExactDedupFilter(duplicates, same, stages.CountDuplicates(folder)))
+    with _progress("reading and filtering (KB)", input_bytes, work / "progress-read"):
+        run("read", first)
+    if config.deduplicate:
+        run("find-duplicates", [ExactFindDedups(signatures, duplicates, same)], tasks=1)
+    kept = sum(file.stat().st_size for file in (work / "kept").glob("*"))
+    with _progress("writing (KB)", kept, work / "progress-write"):
+        run("write", last)
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send what datatrove and tqdm say on standard error to a file; the terminal is for people.
+
+    To be entered after a progress bar, which redirects standard error to the terminal above the bar.
+    """
+    from datatrove.utils.logging import logger, setup_default_logger
+
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        setup_default_logger()
+        try:
+            yield
+        finally:
+            logger.remove()
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int, folder: Path) -> Iterator[None]:
+    """A bar fed from the files in which the tasks note how many bytes they have read."""
+    done = threading.Event()
+    with progress_bar() as bar:
+        task = bar.add_task(what, total=total // 1000, note="")
+
+        def poll() -> None:
+            while not done.wait(0.3):
+                read = sum(int(file.read_text() or 0) for file in folder.glob("*"))
+                bar.update(task, completed=read // 1000)
+
+        watcher = threading.Thread(target=poll, daemon=True)
+        watcher.start()
+        try:
+            yield
+            bar.update(task, completed=total // 1000)
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _refuse_nothing(source: Path, tally: Tally) -> None:
+    if not tally.counts["read"]:
+        raise UserError(f"{source}: no document inside")
+    if not tally.counts["documents"]:
+        reason, count = tally.dropped.most_common(1)[0]
+        raise UserError(
+            f"{source}: nothing kept of {tally.counts['read']} documents, {count} of them dropped as "
+            f"{reason!r} (see {REMEDY[reason]})"
+        )
+
+
+def _summarise(output: Path, result: dict[str, Any], tally: Tally) -> None:
+    for split, count in tally.guessed.items():
+        say(f"{count} .txt files {GUESSES[split]}; --documents file|line|blank-line decides otherwise")
+    for name, lines in tally.glued.most_common(3):
+        warn(f"{name}: {lines:,} lines became one document; if each is one of its own, use --documents line")
+    rows = [["kept", result["documents"], result["documents"] / result["read"]]]
+    rows += [[reason, count, count / result["read"]] for reason, count in result["dropped"].items()]
+    print_table("documents", ["", "count", "share"], rows)
+    if result["replacement_characters"]:
+        say(f"{result['replacement_characters']:,} characters (U+FFFD) were lost before this text came here")
+    say(
+        f"{output}: {result['documents']:,} documents, {result['characters']:,} characters "
+        f"({result['han_share']:.0%} Chinese), report.html"
+    )

@@ -1,0 +1,268 @@
+"""Documents from .txt, .jsonl and .parquet files, streamed; one reader for every command."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+from zhllama.artifact import require
+from zhllama.config import UserError
+from zhllama.terminal import warn
+
+Split = Literal["guess", "file", "line", "blank-line"]
+KINDS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst")
+CORPUS_FILES = "documents-*.jsonl"
+# Characters: a .txt without blank lines beyond this is a list of lines; no single document is that long.
+LONGEST_DOCUMENT = 1 << 26
+CHUNK = 1 << 20
+
+
+class Passage(NamedTuple):
+    """A document and where it begins: the line of its file (the row of a Parquet file), from 1."""
+
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a user's files hold documents; a corpus that `clean` wrote has the defaults."""
+
+    encoding: str = "utf-8"
+    documents: Split = "guess"
+    key: str = "text"
+
+
+def read_documents(source: Path) -> Iterator[str]:
+    """Every document of a corpus directory, a file, or a folder of files, in a fixed order.
+
+    Files are taken in sorted order of their paths. A .txt is split at blank lines where it has any between
+    its lines, otherwise it is one document (one per line beyond 64 million characters). Newlines inside
+    documents survive; documents without any text are left out.
+
+    Raises:
+        UserError: no such path, nothing to read in it, or (while iterating) a file that is not UTF-8, not
+            JSON, without "text", cut short, or no document in any of the files.
+    """
+    return _texts(source, list_files(source))
+
+
+def list_files(source: Path) -> list[Path]:
+    """The readable files of a corpus directory, a folder (recursive) or a single file, sorted by path.
+
+    Hidden files are left out; files of other kinds in a folder are left out with a warning.
+
+    Raises:
+        UserError: no such path, an unfinished corpus or another kind of directory, no file of a kind we read.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    if source.is_file():
+        if not source.name.lower().endswith(KINDS):
+            raise UserError(f"{source}: unsupported extension; use one of {' '.join(KINDS)}")
+        return [source]
+    if (require(source, "corpus", "--corpus") / "run.json").is_file():
+        return sorted(source.glob(CORPUS_FILES))
+    inside = [file.relative_to(source) for file in source.rglob("*") if file.is_file()]
+    seen = sorted(file for file in inside if not any(part.startswith(".") for part in file.parts))
+    files = [source / file for file in seen if file.name.lower().endswith(KINDS)]
+    if not files:
+        raise UserError(f"{source}: no file to read inside; use one of {' '.join(KINDS)}")
+    if other := [file.name for file in seen if not file.name.lower().endswith(KINDS)]:
+        warn(f"{source}: left out {len(other)} files of other kinds ({', '.join(other[:3])})")
+    return files
+
+
+def read_file(
+    path: Path,
+    layout: Layout,
+    progress: Callable[[int], None] | None = None,
+    guessed: Callable[[str], None] | None = None,
+) -> Iterator[Passage]:
+    """Every document of one file, empty ones too.
+
+    Args:
+        progress: told now and then how many bytes of the file (as it lies on disk) have been read.
+        guessed: told how a .txt is split where the layout leaves that to a guess.
+
+    Raises:
+        UserError: naming the file and the line, byte or row.
+    """
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return _parquet_documents(path, layout.key, progress)
+    lines = _lines(path, layout.encoding, progress)
+    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        return _json_documents(path, lines, layout.key)
+    split = layout.documents
+    if split == "guess":
+        split, lines = guess_split(lines)
+        if guessed:
+            guessed(split)
+    return _text_documents(lines, split)
+
+
+def guess_split(lines: Iterator[str]) -> tuple[Split, Iterator[str]]:
+    """How the lines of a text group into documents, and the same lines again from the first."""
+    ahead: list[str] = []
+    size = 0
+    text_seen = gap_seen = False
+    for line in lines:
+        ahead.append(line)
+        size += len(line)
+        if line.strip():
+            if gap_seen:
+                return "blank-line", chain(ahead, lines)
+            text_seen = True
+        elif text_seen:
+            gap_seen = True
+        if size > LONGEST_DOCUMENT:
+            return "line", chain(ahead, lines)
+    return "file", iter(ahead)
+
+
+def _texts(source: Path, files: list[Path]) -> Iterator[str]:
+    found = False
+    for file in files:
+        for passage in read_file(file, Layout()):
+            if passage.text.strip():
+                found = True
+                yield passage.text
+    if not found:
+        raise UserError(f"{source}: no document inside")
+
+
+def _text_documents(lines: Iterator[str], split: Split) -> Iterator[Passage]:
+    if split == "line":
+        yield from (Passage(number, line) for number, line in enumerate(lines, 1) if line.strip())
+        return
+    held: list[str] = []
+    first = 1
+    for number, line in enumerate(lines, 1):
+        if line.strip() or (held and split == "file"):
+            if not held:
+                first = number
+            held.append(line)
+        elif held:
+            yield Passage(first, "\n".join(held))
+            held = []
+    if held:
+        yield Passage(first, "\n".join(held).rstrip("\n"))
+
+
+def _json_documents(path: Path, lines: Iterator[str], key: str) -> Iterator[Passage]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise UserError(
+                f"{path} line {number}: not JSON ({problem.msg}, column {problem.pos + 1}); mend or delete it"
+            ) from problem
+        if not isinstance(row, dict) or not isinstance(row.get(key), str):
+            keys = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+            raise UserError(
+                f"{path} line {number}: no text under key {key!r}, only {keys}; give clean another --key"
+            )
+        yield Passage(number, row[key])
+
+
+def _parquet_documents(path: Path, key: str, progress: Callable[[int], None] | None) -> Iterator[Passage]:
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+    from pyarrow import ArrowInvalid
+
+    try:
+        with parquet.ParquetFile(path) as table:
+            if key not in table.schema_arrow.names:
+                columns = ", ".join(map(repr, table.schema_arrow.names))
+                raise UserError(f"{path}: no column {key!r}, only {columns}; give clean another --key")
+            row = 0
+            for batch in table.iter_batches(columns=[key], batch_size=1024):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    if not isinstance(text, str):
+                        raise UserError(
+                            f"{path} row {row}: column {key!r} holds {text!r:.40}, not text; mend the file"
+                        )
+                    yield Passage(row, text)
+                if progress:
+                    progress(path.stat().st_size * row // table.metadata.num_rows)
+    except (ArrowInvalid, OSError) as problem:
+        raise UserError(
+            f"{path}: not a whole Parquet file ({str(problem)[:80]}); copy or download it again"
+        ) from problem
+
+
+def _lines(path: Path, encoding: str, progress: Callable[[int], None] | None) -> Iterator[str]:
+    """The lines of a text without their ends (\\n or \\r\\n); only \\n separates, as in JSONL."""
+    held: list[str] = []
+    for text in _decoded(path, encoding, progress):
+        head, *rest = text.split("\n")
+        held.append(head)
+        if rest:
+            yield "".join(held).removesuffix("\r")
+            yield from (line.removesuffix("\r") for line in rest[:-1])
+            held = [rest[-1]]
+    if last := "".join(held).removesuffix("\r"):
+        yield last
+
+
+def _decoded(path: Path, encoding: str, progress: Callable[[int], None] | None) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    offset = 0
+    for data in _chunks(path, progress):
+        before = len(decoder.getstate()[0])  # bytes of a character cut by the chunk's edge
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as problem:
+            raise UserError(_not_encoded(path, encoding, offset - before + problem.start)) from problem
+        yield text if offset else text.removeprefix("\ufeff")
+        offset += len(data)
+
+
+def _not_encoded(path: Path, encoding: str, byte: int) -> str:
+    where = f"{path}: not {encoding.upper()} at byte {byte:,}"
+    if path.suffix in (".gz", ".zst"):
+        where += " of what it unpacks to"
+    if codecs.lookup(encoding).name != "utf-8":
+        return f"{where}; give clean another --encoding"
+    return (
+        f"{where}; if it is GBK, run clean with --encoding gb18030, or convert it: iconv -f GB18030 -t UTF-8"
+    )
+
+
+def _chunks(path: Path, progress: Callable[[int], None] | None) -> Iterator[bytes]:
+    """The unpacked bytes of a file, piece by piece, then one empty piece that marks the end."""
+    with path.open("rb") as raw:
+        unpacked = _unpacked(path, raw)
+        while True:
+            try:
+                data = unpacked.read(CHUNK)
+            except (EOFError, OSError, zlib.error) as problem:
+                raise UserError(
+                    f"{path}: broken or cut short ({str(problem)[:80]}); copy or download it again"
+                ) from problem
+            if progress:
+                progress(raw.tell())
+            yield data
+            if not data:
+                return
+
+
+def _unpacked(path: Path, raw: IO[bytes]) -> Any:
+    if path.suffix.lower() == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if path.suffix.lower() == ".zst":
+        from pyarrow import CompressedInputStream
+
+        return CompressedInputStream(raw, "zstd")
+    return raw

@@ -1,0 +1,45 @@
+"""report.html of a corpus: what was kept, what was dropped and why, how long documents are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zhllama.corpus.stages import Tally
+from zhllama.page import Page, bar_plot
+
+
+def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) -> None:
+    """One page: counts by reason, examples of each reason, a histogram of document lengths."""
+    page = Page(f"Corpus from {Path(source).name}")
+    page.paragraph(
+        f"{result['documents']:,} of {result['read']:,} documents kept: {result['characters']:,} characters, "
+        f"{result['bytes']:,} bytes, {result['han_share']:.1%} of the characters Chinese."
+    )
+    if lost := result["replacement_characters"]:
+        page.paragraph(
+            f"The input held {lost:,} replacement characters (U+FFFD): text lost before it came here."
+        )
+    page.heading("Kept and dropped")
+    rows = [("kept", result["documents"]), *result["dropped"].items()]
+    page.table(
+        ["", "documents", "share"], [[name, count, f"{count / result['read']:.2%}"] for name, count in rows]
+    )
+    page.heading("Lengths of kept documents")
+    bins = sorted(map(int, tally.lengths))
+    # Every length between the shortest and the longest has its bar, an empty one too.
+    bins = list(range(bins[0], bins[-1] + 1))
+    shares = [100 * tally.lengths[str(bits)] / result["documents"] for bits in bins]
+    names = [_short(2**bits) for bits in bins]
+    page.figure(
+        bar_plot(names, {"documents": shares}, "% of documents", "Characters per document, fewer than")
+    )
+    page.heading("Examples of dropped documents")
+    page.paragraph("The first of each reason, cut short; where each came from is file:line.", note=True)
+    for reason in result["dropped"]:
+        page.table([reason, "text"], tally.examples[reason], text=True)
+    page.write(path)
+
+
+def _short(number: int) -> str:
+    return f"{number // 1024}K" if number >= 1024 else str(number)

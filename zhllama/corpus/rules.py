@@ -1,0 +1,110 @@
+"""What happens to one document: normalise its text, then rules that keep it or drop it with a reason.
+
+All rules count characters. Rules for English (words between spaces, stop words) say nothing about Chinese.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# What no text wants: controls but \n and \t, surrogates, private use, non-characters, zero-width marks.
+# A joiner (U+200D) stays: emoji are built with it.
+STRIPPED = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
+    "\U000f0000-\U0010ffff]"
+)
+LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+# `</s>` in a web page must not end a document: a tokenizer would read it as the mark itself.
+SPECIAL = re.compile(
+    r"(?P<open></?)(?=(?:s|unk|pad|bos|eos|mask)>)"
+    r"|(?P<bar><[|｜])(?=[^\s<>|｜]{1,40}[|｜]>)"
+    r"|(?P<square>\[/?)(?=(?:INST|PAD)\])"
+)
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+NOT_LETTER = re.compile(r"[\W\d_]")
+SPACE = re.compile(r"\s+")
+# What UTF-8 and GBK make of each other's bytes once a converter has put replacement characters in between.
+GARBLED = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯")
+GRAM = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a document is dropped; shares are of its characters without white space, from 0 to 1."""
+
+    min_characters: int = 20
+    max_repetition: float = 0.5
+    max_symbols: float = 0.5
+    min_chinese: float = 0.0
+
+
+def normalise(text: str) -> str:
+    """A text in Unicode NFC with `\\n` line ends, without controls, private-use and zero-width characters.
+
+    White space at line ends and around the text goes; the indentation of its first line stays. Characters
+    keep their width (no NFKC), so Chinese punctuation survives. Literal special tokens (`<s>` `</s>` `<unk>`
+    `<pad>` `<bos>` `<eos>` `<mask>`, `<|anything|>`, `[INST]` `[PAD]`) get one space after their opening,
+    `</ s>`, so that no tokenizer takes them for the token. Normalising twice changes nothing.
+    """
+    text = STRIPPED.sub("", LINE_END.sub("\n", text))
+    text = unicodedata.normalize("NFC", text)
+    # Line by line, not with a pattern: those take quadratic time over long runs of spaces.
+    text = "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
+    return SPECIAL.sub(r"\g<0> ", text)
+
+
+def too_short(text: str, limits: Limits) -> str | None:
+    """Drop a text of fewer than `min_characters`."""
+    return "too short" if len(text) < limits.min_characters else None
+
+
+def garbled(text: str, limits: Limits) -> str | None:
+    """Drop a text where more than one character in a hundred is what a wrong decoding leaves behind."""
+    return "garbled" if sum(map(len, GARBLED.findall(text))) > len(text) / 100 else None
+
+
+def symbols(text: str, limits: Limits) -> str | None:
+    """Drop a text that is mostly digits, punctuation and symbols: tables, rulers, prices, scores."""
+    return "mostly symbols" if share(NOT_LETTER, text) > limits.max_symbols else None
+
+
+def foreign(text: str, limits: Limits) -> str | None:
+    """Drop a text with less than `min_chinese` Chinese characters (punctuation counts on neither side)."""
+    if not limits.min_chinese:
+        return None
+    return "too little Chinese" if share(HAN, NOT_LETTER.sub("", text)) < limits.min_chinese else None
+
+
+def repetitive(text: str, limits: Limits) -> str | None:
+    """Drop a text that says the same again and again."""
+    return "repetitive" if repetition(text) > limits.max_repetition else None
+
+
+RULES: tuple[Callable[[str, Limits], str | None], ...] = (too_short, garbled, symbols, foreign, repetitive)
+
+
+def judge(text: str, limits: Limits) -> str | None:
+    """The reason of the first rule that drops a text, or None to keep it."""
+    characters = SPACE.sub("", text)
+    if not characters:
+        return "empty"
+    return next((reason for rule in RULES if (reason := rule(characters, limits))), None)
+
+
+def share(what: re.Pattern[str], text: str) -> float:
+    """How much of a text one pattern of single characters covers, from 0 to 1."""
+    return len(what.findall(text)) / max(len(text), 1)
+
+
+def repetition(text: str) -> float:
+    """The share of a text's 10-character sequences that have occurred before in it, from 0 to 1.
+
+    The character form of the duplicate n-gram rule of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1).
+    """
+    count = len(text) - GRAM + 1
+    if count < 2:
+        return 0.0
+    return 1 - len({text[start : start + GRAM] for start in range(count)}) / count

@@ -1,0 +1,155 @@
+"""`zhllama evaluate`: bits per byte on the user's own text, comparable across vocabularies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zhllama import artifact
+from zhllama.config import UserError, split_pair
+from zhllama.corpus.read import read_documents
+from zhllama.model.merge import check_base
+from zhllama.model.trainable import TrainableModel, adapter_settings, load_adapter, load_trainable
+from zhllama.pack import check_block_size, pack_conversations
+from zhllama.page import Page, bar_plot
+from zhllama.terminal import print_table, track
+from zhllama.tokenizer.load import Loaded, load
+from zhllama.training import cpu_has_bf16
+
+BATCH_TOKENS = 2048  # per forward pass; the loss is chunked, so this bounds the body's activations
+HEADER = ["text", "bits per byte", "bits per character", "loss per token", "characters per token", "bytes"]
+
+
+@dataclass
+class EvaluateConfig:
+    """Measure bits per byte of a model, or of an adapter on its base, on any text files."""
+
+    output: str
+    """New report directory."""
+    text: list[str] = field(default_factory=list)
+    """name=FILE, repeatable; .txt, .jsonl or .parquet."""
+    model: str | None = None
+    """Model directory."""
+    adapter: str | None = None
+    """Run directory of pretrain or sft, measured on its base without merging."""
+    block_size: int = 512
+    """Longest context in tokens; longer documents are cut."""
+    max_bytes: int = 0
+    """Use whole documents from the front of each file until this many bytes; 0 uses all."""
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Write `report.json` and `report.html`, and print the table.
+
+    Every byte of every document counts: the first token is predicted from BOS (or EOS where there is no BOS).
+
+    Raises:
+        UserError: neither model nor adapter, no text, an adapter of another base.
+    """
+    if (config.model is None) == (config.adapter is None) and config.adapter is None:
+        raise UserError("--model or --adapter: give one of them")
+    if not config.text:
+        raise UserError("--text: give at least one name=FILE")
+    texts = dict(split_pair(value, "--text") for value in config.text)
+    inputs: dict[str, Path] = dict(texts)
+    model_dir = _model_directory(config, inputs)
+    check_block_size(config.block_size, model_dir)
+    with artifact.create(config.output, "report", "evaluate", config, inputs) as run:
+        tokenizer = load(model_dir, "--model")
+        model = _load(model_dir, inputs.get("adapter"))
+        rows = [
+            [name, *measure(model, tokenizer, file, config.block_size, config.max_bytes).values()]
+            for name, file in texts.items()
+        ]
+        report = {str(row[0]): dict(zip(HEADER[1:], row[1:], strict=True)) for row in rows}
+        artifact.write_json(run.path / "report.json", report)
+        _page(config, rows).write(run.path / "report.html")
+        run.result = {name: round(values["bits per byte"], 5) for name, values in report.items()}
+    print_table(f"{config.adapter or config.model}", HEADER, rows)
+
+
+def measure(model: TrainableModel, tokenizer: Loaded, file: Path, block_size: int, max_bytes: int) -> dict[str, float]:
+    """Bits per byte and per character, nats per token, characters per token and bytes of one file's documents."""
+    documents: list[str] = []
+    size = 0
+    for document in read_documents(file):
+        if max_bytes and size >= max_bytes:
+            break
+        documents.append(document)
+        size += len(document.encode())
+    start = tokenizer.start_id()
+    samples, tokens = [], 0
+    for document in documents:
+        ids = [start, *tokenizer.encode_plain(document)]
+        tokens += len(ids) - 1
+        # Windows overlap by one token, so that each window's first prediction has a context.
+        for at in range(0, len(ids) - 1, block_size - 1):
+            window = ids[at : at + block_size]
+            samples.append((window, [True] * len(window)))
+    nats = _total_loss(model, samples, block_size, start, file.name)
+    characters = sum(map(len, documents))
+    return {
+        "bits per byte": nats / math.log(2) / size,
+        "bits per character": nats / math.log(2) / characters,
+        "loss per token": nats / tokens,
+        "characters per token": characters / tokens,
+        "bytes": size,
+    }
+
+
+def _total_loss(model: TrainableModel, samples: list[Any], block_size: int, padding: int, name: str) -> float:
+    blocks = pack_conversations(samples, block_size, padding)
+    device = next(model.parameters()).device
+    step = max(1, BATCH_TOKENS // block_size)
+    dtype = model.base.dtype
+    total = 0.0
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
+        for first in track(range(0, len(blocks), step), f"evaluating {name}"):
+            batch = [blocks[i] for i in range(first, min(first + step, len(blocks)))]
+            stacked = {key: torch.stack([one[key] for one in batch]).to(device) for key in batch[0]}
+            total += float(model(**stacked, num_items_in_batch=1)["loss"])
+    return total
+
+
+def _model_directory(config: EvaluateConfig, inputs: dict[str, Path]) -> Path:
+    """The model to load, with what is read noted in `inputs`."""
+    if config.adapter is None:
+        inputs["model"] = artifact.require(str(config.model), "model", "--model")
+        return inputs["model"]
+    adapter = inputs["adapter"] = artifact.require(config.adapter, "run", "--adapter")
+    record = artifact.read_record(adapter)
+    if "result" not in record:
+        raise UserError(f"--adapter {adapter}: no finished run inside; give the --output of pretrain or sft")
+    base = artifact.require(config.model or record["inputs"]["model"]["path"], "model", "--model")
+    check_base(adapter, record, base)
+    inputs["model"] = base
+    return base
+
+
+def _load(model_dir: Path, adapter: Path | None) -> TrainableModel:
+    """The model as training sees it, so that the loss is the same code; without adapter nothing is added to it."""
+    cuda = torch.cuda.is_available()
+    dtype = torch.bfloat16 if cuda or cpu_has_bf16() else torch.float32
+    device = "cuda" if cuda else "cpu"
+    if adapter is None:
+        return load_trainable(model_dir, "none", None, dtype, device)
+    lora, content = adapter_settings(adapter)
+    embeddings = "new" if content.get("trainable_token_indices") else "all" if content.get("modules_to_save") else "none"
+    model = load_trainable(model_dir, embeddings, lora, dtype, device)
+    load_adapter(model, adapter)
+    return model
+
+
+def _page(config: EvaluateConfig, rows: list[list[Any]]) -> Page:
+    page = Page(f"Bits per byte: {config.adapter or config.model}")
+    page.table(HEADER, rows)
+    names = [str(row[0]) for row in rows]
+    page.figure(bar_plot(names, {"bits per byte": [row[1] for row in rows]}, "bits per byte", "Lower is better"))
+    return page
+
+

@@ -1,0 +1,126 @@
+"""`zhllama merge-adapter`: fold an adapter into its base, shard by shard, and prove the logits equal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zhllama import artifact
+from zhllama.config import UserError
+from zhllama.model.trainable import ADAPTER_WEIGHTS, PREFIX, ROWS_KEY, adapter_settings
+from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, copy_tokenizer, read_config, rewrite
+from zhllama.terminal import say
+
+PROMPTS = ("今天天气很好，我们去公园。", "The capital of China is", "1 + 1 = 2\n")
+# Above this difference of log-probabilities something is wrong, not rounded: bf16 keeps 8 bits.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+
+
+@dataclass
+class MergeAdapterConfig:
+    """Fold a finished run's adapter into the model it was trained on."""
+
+    adapter: str
+    """Run directory of pretrain or sft; it names its base."""
+    output: str
+    """New model directory."""
+    model: str | None = None
+    """The base, where it has moved since the run."""
+    verify: bool = True
+    """Compare logits of adapter-on-base and merged on fixed prompts before finishing (loads the model twice)."""
+
+
+def merge_adapter(config: MergeAdapterConfig) -> None:
+    """Write the merged model directory, its tokenizer, template and generation settings included.
+
+    Raises:
+        UserError: an unfinished run, a base other than the one trained on, or merged logits that differ.
+    """
+    adapter = artifact.require(config.adapter, "run", "--adapter")
+    record = artifact.read_record(adapter)
+    if "result" not in record or not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"--adapter {adapter}: no finished adapter inside; give the --output of pretrain or sft")
+    base = artifact.require(config.model or record["inputs"]["model"]["path"], "model", "--model")
+    check_base(adapter, record, base)
+    with artifact.create(
+        config.output, "model", "merge-adapter", config, {"adapter": adapter, "model": base}
+    ) as run:
+        rewrite(base, run.path, fold(adapter, base), "merging")
+        for name in ("config.json", "generation_config.json"):
+            if (base / name).is_file():
+                shutil.copyfile(base / name, run.path / name)
+        copy_tokenizer(base, run.path)
+        difference = _largest_difference(adapter, base, run.path) if config.verify else None
+        kept = {key: value for key, value in _result(base).items() if key in ("first_new", "rows")}
+        run.result = {**kept, "base": record["inputs"]["model"]["fingerprint"], "logit_difference": difference}
+    checked = "not compared" if difference is None else f"log-probabilities differ by at most {difference:.1e}"
+    say(f"{run.path}: {adapter} merged into {base}; {checked}")
+
+
+def check_base(adapter: Path, record: dict[str, Any], base: Path) -> None:
+    """Raise UserError unless `base` is byte for byte the model the adapter was trained on."""
+    artifact.check_same(
+        f"the base of --adapter {adapter}",
+        record["inputs"]["model"]["fingerprint"],
+        f"--model {base}",
+        artifact.fingerprint(base),
+        f"give the model it was trained on ({record['inputs']['model']['path']})",
+    )
+
+
+def fold(adapter: Path, base: Path) -> Callable[[str, Tensor], Tensor]:
+    """A function `(name, tensor) -> merged tensor`; W + alpha/rank * B @ A in float32, cast back last."""
+    from safetensors.torch import load_file
+
+    state = load_file(adapter / ADAPTER_WEIGHTS)
+    lora, _ = adapter_settings(adapter)
+    tied = bool(read_config(base).get("tie_word_embeddings", False))
+
+    def merged(name: str, tensor: Tensor) -> Tensor:
+        module = PREFIX + name.removesuffix(".weight")
+        if f"{module}.lora_A.weight" in state:
+            down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+            return (tensor.float() + lora.alpha / lora.rank * (up @ down)).to(tensor.dtype)
+        if name in (INPUT_KEY, OUTPUT_KEY):
+            source = PREFIX + (INPUT_KEY if tied else name).removesuffix(".weight")
+            if f"{source}.{ROWS_KEY}" in state:
+                rows = state[f"{source}.{ROWS_KEY}"]
+                return torch.cat([tensor[: -len(rows)], rows.to(tensor.dtype)])
+            if f"{source}.weight" in state:
+                return state[f"{source}.weight"].to(tensor.dtype)
+        return tensor
+
+    return merged
+
+
+def _result(directory: Path) -> dict[str, Any]:
+    result: dict[str, Any] = artifact.read_record(directory).get("result", {})
+    return result
+
+
+def _largest_difference(adapter: Path, base: Path, merged: Path) -> float:
+    """Largest difference of next-token log-probabilities over fixed prompts; raises UserError if it is no rounding."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    with torch.no_grad():
+        inputs = [torch.tensor([tokenizer(prompt)["input_ids"]]) for prompt in PROMPTS]
+        plain = AutoModelForCausalLM.from_pretrained(str(merged), dtype="auto").eval()
+        dtype = plain.dtype
+        ours = [plain(ids).logits.float().log_softmax(-1) for ids in inputs]
+        del plain
+        stacked = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype), str(adapter), autocast_adapter_dtype=False
+        ).eval()
+        theirs = [stacked(ids).logits.float().log_softmax(-1) for ids in inputs]
+    likely = [(a - b).abs()[b > -10].max().item() for a, b in zip(ours, theirs, strict=True)]
+    if max(likely) > TOLERANCE[dtype]:
+        raise UserError(f"--adapter {adapter}: merged and unmerged logits differ by {max(likely):.2g}; nothing written")
+    return max(likely)

@@ -1,0 +1,157 @@
+"""`zhllama resize-embeddings`: grow a checkpoint's embeddings to a merged tokenizer, offline, shard by shard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zhllama import artifact
+from zhllama.config import UserError
+from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, copy_tokenizer, find_tensor, read_config, rewrite
+from zhllama.terminal import say
+from zhllama.tokenizer.load import Loaded, load
+
+Initialisation = Literal["mean", "length", "first", "last", "global", "random"]
+
+
+@dataclass
+class InitSettings:
+    """Where new rows start; see FVT (arXiv 2402.14714's baseline) for the sub-token mean."""
+
+    input: Initialisation = "mean"
+    """Input rows: mean, length-weighted, first or last of the base's sub-token rows, global mean, or random."""
+    output: Initialisation = "length"
+    """Output rows of an untied model; tied models have only input rows."""
+    noise: float = 0.01
+    """Seeded noise as a share of the matrix's standard deviation: plain means leave exact duplicates."""
+
+
+@dataclass
+class ResizeConfig:
+    """Grow a base model's embeddings to a merged tokenizer and write a complete model directory."""
+
+    model: str
+    """Base model directory (safetensors) with its own tokenizer inside, or a hub name."""
+    tokenizer: str
+    """Directory that merge-tokenizer wrote from that model's tokenizer."""
+    output: str
+    """New model directory."""
+    init: InitSettings = field(default_factory=InitSettings)
+    seed: int = 0
+    """Of the noise and of random rows."""
+
+
+def resize_embeddings(config: ResizeConfig) -> None:
+    """Write a model directory whose embeddings fit the tokenizer; rows by id, padding rows initialised.
+
+    Old rows are copied bit for bit. New rows are computed in float32 and cast last.
+
+    Raises:
+        UserError: no safetensors, a tokenizer merged from another base, one that is no merge at all.
+    """
+    source = artifact.require(config.model, "model", "--model")
+    tokenizer_dir = artifact.require(config.tokenizer, "tokenizer", "--tokenizer")
+    merged = artifact.read_record(tokenizer_dir).get("result", {})
+    if "first_new" not in merged:
+        raise UserError(f"--tokenizer {tokenizer_dir}: not made by merge-tokenizer; run that first")
+    _check_base(source, tokenizer_dir, merged["base_tokenizer_fingerprint"])
+    model_config = read_config(source)
+    inputs = {"model": source, "tokenizer": tokenizer_dir}
+    with artifact.create(config.output, "model", "resize-embeddings", config, inputs) as run:
+        base, new = load(source, "--model"), load(tokenizer_dir, "--tokenizer")
+        first, rows = int(merged["first_new"]), int(merged["rows"])
+        parts = sub_tokens(base, new, first, rows)
+        ends = {INPUT_KEY: config.init.input}
+        if not model_config.get("tie_word_embeddings", False):
+            ends[OUTPUT_KEY] = config.init.output
+        for key in ends:
+            with find_tensor(source, key):
+                pass  # refuse a checkpoint without it before anything is written
+
+        def grow(name: str, tensor: Tensor) -> Tensor:
+            if name not in ends:
+                return tensor
+            generator = torch.Generator().manual_seed(config.seed + (name == OUTPUT_KEY))
+            fresh = new_rows(tensor[:first], parts, ends[name], config.init.noise, generator)
+            return torch.cat([tensor[:first], fresh.to(tensor.dtype)])
+
+        rewrite(source, run.path, grow, "resizing")
+        copy_tokenizer(tokenizer_dir, run.path)
+        _write_configs(source, run.path, model_config, new, rows)
+        run.result = {"first_new": first, "rows": rows, "base": artifact.fingerprint(source)}
+    say(f"{run.path}: {rows:,} rows, {rows - first:,} of them new ({config.init.input} of sub-token rows)")
+
+
+def sub_tokens(base: Loaded, new: Loaded, first: int, rows: int) -> list[tuple[list[int], list[int]]]:
+    """For each new row: the base's ids of its text, and their lengths in bytes; empty where it has no text.
+
+    The text is tokenised without BOS and without the dummy prefix, as it stands inside a sentence.
+    """
+    encode = base.plain_encoder()
+    special = {token.content for token in new.fast.get_added_tokens_decoder().values() if token.special}
+    parts: list[tuple[list[int], list[int]]] = []
+    for row in range(first, rows):
+        piece = new.fast.id_to_token(row)
+        ids = [] if piece is None or piece in special else encode(new.piece_bytes(row))
+        parts.append((ids, [max(len(base.piece_bytes(i)), 1) for i in ids]))
+    return parts
+
+
+def new_rows(
+    old: Tensor,
+    parts: list[tuple[list[int], list[int]]],
+    how: Initialisation,
+    noise: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Rows for new ids from the old matrix, (len(parts), hidden) float32; rows without sub-tokens get the mean."""
+    matrix = old.float()
+    mean, deviation = matrix.mean(0), matrix.std()
+    fresh = mean.repeat(len(parts), 1)
+    for row, (ids, lengths) in enumerate(parts):
+        if not ids or how == "global":
+            continue
+        if how in ("first", "last"):
+            fresh[row] = matrix[ids[0] if how == "first" else ids[-1]]
+            continue
+        weights = torch.tensor(lengths if how == "length" else [1] * len(ids), dtype=torch.float32)
+        fresh[row] = (weights / weights.sum()) @ matrix[ids]
+    spread = deviation if how == "random" else noise * deviation
+    if how == "random":
+        fresh = mean.repeat(len(parts), 1)
+    return fresh + spread * torch.randn(fresh.shape, generator=generator)
+
+
+def _check_base(source: Path, tokenizer_dir: Path, wanted: str) -> None:
+    files = [source / name for name in ("tokenizer.json", "tokenizer.model") if (source / name).is_file()]
+    if not files:
+        raise UserError(f"--model {source}: no tokenizer inside; put the base's tokenizer files there")
+    if wanted not in [artifact.fingerprint(file) for file in files]:
+        artifact.check_same(
+            f"the base of --tokenizer {tokenizer_dir}",
+            wanted,
+            f"the tokenizer in --model {source}",
+            artifact.tokenizer_fingerprint(source),
+            f"run zhllama merge-tokenizer --base {source} again",
+        )
+
+
+def _write_configs(source: Path, target: Path, config: dict[str, Any], tokenizer: Loaded, rows: int) -> None:
+    """`config.json` and `generation_config.json` with the new size and the tokenizer's special ids."""
+    ids = {
+        f"{name}_token_id": tokenizer.fast.token_to_id(token) if token else None
+        for name, token in (("bos", tokenizer.bos), ("eos", tokenizer.eos), ("pad", tokenizer.pad))
+    }
+    grown = {**config, "vocab_size": rows, **ids}
+    (target / "config.json").write_text(json.dumps(grown, indent=2, ensure_ascii=False), encoding="utf-8")
+    generation = target / "generation_config.json"
+    if (source / generation.name).is_file():
+        shutil.copyfile(source / generation.name, generation)
+    kept = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    generation.write_text(json.dumps({**kept, **ids}, indent=2), encoding="utf-8")

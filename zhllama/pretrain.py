@@ -1,0 +1,85 @@
+"""`deepspeed pretrain/run.py`: continued pretraining on packed blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, set_seed
+
+from zhllama import artifact
+from zhllama.config import UserError
+from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings, load_trainable
+from zhllama.pack import Blocks
+from zhllama.terminal import say
+from zhllama.tokenizer.load import load, token_bytes
+from zhllama.training import BlockTrainer, check_arguments, describe, finish, is_first_rank, machine_defaults, run_directory
+
+
+@dataclass
+class PretrainConfig:
+    """Continue pretraining a model on packed blocks: LoRA on the body, new embedding rows as they are."""
+
+    model: str
+    """Model directory that resize-embeddings wrote (or any model, with --embeddings none or all)."""
+    tokens: str
+    """Tokens directory that pack wrote with that model's tokenizer."""
+    output: str
+    """Run directory; an unfinished one is continued from its last checkpoint."""
+    embeddings: Embeddings = "new"
+    """Which embedding rows train: the new ones, all, or none."""
+    freeze_new_rows: bool = False
+    """Allow --embeddings none on an extended model, whose new rows then stay as initialised."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    max_minutes: float | None = None
+    """Stop after this many minutes of training: the number of steps is set from the first steps' speed."""
+    train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
+    """Any field of transformers.TrainingArguments."""
+
+    defaults = staticmethod(machine_defaults)
+    check = staticmethod(check_arguments)
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Train, then save the adapter (LoRA and new rows), metrics and loss curve.
+
+    Raises:
+        UserError: tokens packed with another tokenizer, unknown new rows, a save that does not reopen.
+    """
+    model_dir = artifact.require(config.model, "model", "--model")
+    tokens_dir = artifact.require(config.tokens, "tokens", "--tokens")
+    artifact.check_same(
+        f"--tokens {tokens_dir}",
+        packed_tokenizer(tokens_dir),
+        f"the tokenizer of --model {model_dir}",
+        artifact.tokenizer_fingerprint(model_dir),
+        f"run zhllama pack --model {model_dir} again",
+    )
+    check_embeddings(model_dir, config.embeddings, config.freeze_new_rows)
+    with run_directory(config, "pretrain", {"model": model_dir, "tokens": tokens_dir}) as result:
+        set_seed(config.train.seed)
+        blocks = Blocks.open(tokens_dir)
+        model = load_trainable(model_dir, config.embeddings, config.lora, compute_dtype(config.train))
+        say(describe(model))
+        sizes = torch.from_numpy(token_bytes(load(model_dir, "--model").fast, model.config.vocab_size)).long()
+        trainer = BlockTrainer(model, config.train, blocks, sizes, model_dir, config.lora, config.max_minutes)
+        outcome = trainer.run()
+        if is_first_rank():
+            finish(model, Path(config.output))
+        result.update(outcome)
+    say(f"{config.output}: {outcome['steps']} steps, {outcome['tokens']:,} tokens, mean loss {outcome['mean_loss']:.3f}")
+
+
+def packed_tokenizer(tokens_dir: Path) -> str:
+    """The fingerprint of the tokenizer that a tokens directory was packed with."""
+    result: dict[str, Any] = artifact.read_record(tokens_dir).get("result", {})
+    if "tokenizer" not in result:
+        raise UserError(f"--tokens {tokens_dir}: not made by zhllama pack; run that first")
+    return str(result["tokenizer"])
+
+
+def compute_dtype(train: TrainingArguments) -> torch.dtype:
+    """What the frozen weights are held in: the precision that training computes in."""
+    return torch.bfloat16 if train.bf16 else torch.float16 if train.fp16 else torch.float32

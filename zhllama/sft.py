@@ -1,0 +1,73 @@
+"""`python sft/run.py`: instruction tuning, which is pretraining with a loss mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, TrainingArguments, set_seed
+
+from zhllama import artifact
+from zhllama.config import UserError
+from zhllama.conversation import Source, encode_mixture
+from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings, load_trainable
+from zhllama.pack import check_block_size, pack_conversations
+from zhllama.pretrain import compute_dtype
+from zhllama.terminal import print_table, say
+from zhllama.tokenizer.load import load, token_bytes
+from zhllama.training import BlockTrainer, check_arguments, describe, finish, is_first_rank, machine_defaults, run_directory
+
+
+@dataclass
+class SftConfig:
+    """Tune a model on a mixture of instruction files; loss on the replies and their EOS only."""
+
+    model: str
+    """Model directory, its chat template inside."""
+    data: list[Source]
+    """Instruction files: Alpaca, OpenAI messages, ShareGPT / BELLE conversations; JSON or JSONL."""
+    output: str
+    """Run directory; an unfinished one is continued from its last checkpoint."""
+    block_size: int = 1024
+    """Tokens per block; conversations are packed whole, longer ones dropped and counted."""
+    embeddings: Embeddings = "none"
+    """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
+    lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
+    max_minutes: float | None = None
+    """Stop after this many minutes of training: the number of steps is set from the first steps' speed."""
+    train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
+    """Any field of transformers.TrainingArguments."""
+
+    defaults = staticmethod(machine_defaults)
+    check = staticmethod(check_arguments)
+
+
+def sft(config: SftConfig) -> None:
+    """Encode and pack the mixture, train, save the adapter, metrics and loss curve.
+
+    Raises:
+        UserError: a file without one good row, no chat template, every conversation longer than a block.
+    """
+    model_dir = artifact.require(config.model, "model", "--model")
+    check_block_size(config.block_size, model_dir)
+    check_embeddings(model_dir, config.embeddings, allow_frozen=True)
+    inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+    if tokenizer.chat_template is None:
+        raise UserError(f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first")
+    with run_directory(config, "sft", inputs) as result:
+        set_seed(config.train.seed)
+        samples, table = encode_mixture(config.data, tokenizer, config.block_size)
+        print_table("Mixture", ["file", "format", "rows", "dropped", "tokens", "share"], table)
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        blocks = pack_conversations(samples, config.block_size, padding)
+        model = load_trainable(model_dir, config.embeddings, config.lora, compute_dtype(config.train))
+        say(describe(model))
+        sizes = torch.from_numpy(token_bytes(load(model_dir, "--model").fast, model.config.vocab_size)).long()
+        trainer = BlockTrainer(model, config.train, blocks, sizes, model_dir, config.lora, config.max_minutes)
+        outcome = trainer.run()
+        if is_first_rank():
+            finish(model, Path(config.output))
+        result.update(outcome, mixture=table, blocks=len(blocks))
+    say(f"{config.output}: {outcome['steps']} steps on {len(samples):,} conversations in {len(blocks):,} blocks")

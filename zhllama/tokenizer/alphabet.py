@@ -1,0 +1,68 @@
+"""The alphabet of added pieces: which characters, and which beginnings of their bytes, are Chinese only."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+# Han with all its extensions, kana, bopomofo, CJK and full-width punctuation. The dashes, dots and curly
+# quotes that Chinese shares with English (— … “ ” ·) are left out: such a piece would change English tokens.
+CJK_RANGES = (
+    (0x2E80, 0x2FFF),  # radicals, ideographic description
+    (0x3000, 0x312F),  # punctuation, kana, bopomofo
+    (0x31A0, 0x31FF),  # bopomofo extended, strokes, kana extensions
+    (0x3400, 0x4DBF),  # Han extension A
+    (0x4E00, 0x9FFF),  # Han
+    (0xF900, 0xFAFF),  # compatibility ideographs
+    (0xFE30, 0xFE4F),  # vertical forms
+    (0xFF00, 0xFFEF),  # full-width and half-width forms
+    (0x20000, 0x3FFFF),  # Han extensions B and later: two planes of nothing else
+)
+CJK_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)
+CJK_RUN = re.compile(f"[{CJK_CLASS}]+")
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+def is_cjk(text: str) -> bool:
+    """Whether `text` is not empty and every character of it is in the alphabet."""
+    return CJK_RUN.fullmatch(text) is not None
+
+
+def only_cjk_continues(raw: bytes) -> bool:
+    """Whether `raw` begins one UTF-8 character, is shorter than it, and every character it begins is CJK."""
+    length = 4 if raw[0] >= 0xF0 else 3 if raw[0] >= 0xE0 else 2 if raw[0] >= 0xC2 else 1
+    if len(raw) >= length or any(not 0x80 <= byte <= 0xBF for byte in raw[1:]):
+        return False
+    value = raw[0] & (0xFF >> (length + 1))
+    for byte in raw[1:]:
+        value = value << 6 | byte & 0x3F
+    missing = 6 * (length - len(raw))
+    first, last = value << missing, (value + 1 << missing) - 1
+    return any(low <= first and last <= high for low, high in CJK_RANGES)
+
+
+@cache
+def byte_letters() -> dict[int, str]:
+    """GPT-2's spelling of the 256 bytes: the letter that stands for each in a byte-level vocabulary."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {byte: chr(byte) for byte in plain}
+    return letters | {byte: chr(0x100 + place) for place, byte in enumerate(others)}
+
+
+@cache
+def letter_bytes() -> dict[str, int]:
+    """The inverse of `byte_letters`."""
+    return {letter: byte for byte, letter in byte_letters().items()}
+
+
+def spell(text: str) -> str:
+    """A text as a byte-level vocabulary spells it."""
+    letters = byte_letters()
+    return "".join(letters[byte] for byte in text.encode())
+
+
+def unspell(key: str) -> bytes:
+    """The bytes that a byte-level vocabulary key stands for."""
+    values = letter_bytes()
+    return bytes(values[letter] for letter in key)

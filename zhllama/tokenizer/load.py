@@ -1,0 +1,199 @@
+"""Read any tokenizer: a model or tokenizer directory, a SentencePiece `.model`, a `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import numpy.typing
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer
+
+from zhllama.artifact import require
+from zhllama.config import UserError
+from zhllama.tokenizer import write
+
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+CHINESE_MODEL = "chinese_sp.model"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A tokenizer and what its directory says about it."""
+
+    kind: Literal["sentencepiece", "bytelevel"]
+    fast: Tokenizer
+    """Encodes; from `tokenizer.json`, or built from the `.model` where there is none."""
+    proto: Any | None
+    """sentencepiece ModelProto, with the directory's added tokens appended; None without a `.model`."""
+    settings: dict[str, Any]
+    """Content of `tokenizer_config.json`."""
+    bos: str | None
+    eos: str | None
+    pad: str | None
+    unk: str | None
+    chat_template: str | None
+    directory: Path
+    file: Path
+    """The file that decides the ids."""
+
+
+def load(path: str | Path, flag: str = "--tokenizer") -> Loaded:
+    """Load a tokenizer without transformers and without changing how it encodes.
+
+    Raises:
+        UserError: nothing there, no tokenizer inside, or a broken file.
+    """
+    source = require(path, "tokenizer", flag)
+    directory = source if source.is_dir() else source.parent
+    json_file = source if source.suffix == ".json" else directory / "tokenizer.json"
+    model_file = source if source.suffix == ".model" else directory / "tokenizer.model"
+    bare = source.suffix == ".model"
+    settings = {} if bare else write.read_json(directory / "tokenizer_config.json")
+    if json_file.is_file() and not bare:
+        fast, kind = _read_fast(json_file, flag)
+        proto = read_proto(model_file, flag) if kind == "sentencepiece" and model_file.is_file() else None
+        if proto is not None:
+            added = fast.get_added_tokens_decoder()
+            write.append_specials(
+                proto, {index: (token.content, token.special) for index, token in added.items()}
+            )
+        file = json_file
+    elif model_file.is_file():
+        kind, file = "sentencepiece", model_file
+        proto = read_proto(model_file, flag)
+        if not bare:
+            added_ids = write.read_json(directory / "added_tokens.json")
+            write.append_specials(proto, {index: (content, True) for content, index in added_ids.items()})
+        fast = write.sentencepiece_tokenizer(
+            proto, settings.get("add_bos_token", True), settings.get("add_eos_token", False)
+        )
+    else:
+        raise UserError(f"{flag} {path}: {_what_is_missing(source)}")
+    roles = {role: _role(role, settings, directory, bare, proto) for role in ("bos", "eos", "pad", "unk")}
+    template = None if bare else _chat_template(directory, settings)
+    return Loaded(
+        kind, fast, proto, settings, **roles, chat_template=template, directory=directory, file=file
+    )
+
+
+def read_proto(path: Path, flag: str) -> Any:
+    """A SentencePiece ModelProto; raises UserError for a file that is none, or is cut short."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError as problem:
+        raise UserError(f"{flag} {path}: not a SentencePiece model, or cut short; copy it again") from problem
+    if not proto.pieces or not proto.HasField("trainer_spec"):
+        raise UserError(f"{flag} {path}: not a SentencePiece model (no pieces or no trainer settings inside)")
+    return proto
+
+
+def require_bpe(loaded: Loaded, flag: str) -> None:
+    """Raise UserError unless pieces can be merged into `loaded`: byte-level or SentencePiece BPE."""
+    where = f"{flag} {loaded.file}"
+    model = type(loaded.fast.model).__name__
+    if loaded.kind == "bytelevel" and model == "BPE":
+        return
+    proto = loaded.proto
+    if proto is None and model == "BPE":
+        raise UserError(
+            f"{where}: a SentencePiece BPE, but no tokenizer.model lies next to it; copy the model's there"
+        )
+    kind = {1: "unigram", 3: "word", 4: "character"}.get(proto.trainer_spec.model_type) if proto else model
+    if kind or model != "BPE":
+        raise UserError(
+            f"{where}: a {kind or model} vocabulary; only BPE bases (LLaMA and its kin) can be extended"
+        )
+    assert proto is not None
+    spec = proto.normalizer_spec
+    if spec.precompiled_charsmap or spec.remove_extra_whitespaces:
+        raise UserError(f"{where}: its normaliser changes text ({spec.name}); a base with identity is needed")
+    if not proto.trainer_spec.byte_fallback:
+        raise UserError(
+            f"{where}: it has no byte pieces, so not every text can be encoded; choose a base that has"
+        )
+    for index, piece in enumerate(proto.pieces):
+        token = loaded.fast.id_to_token(index)
+        if token != piece.piece:
+            raise UserError(
+                f"{where}: tokenizer.json and tokenizer.model disagree: "
+                f"id {index} is {token!r} and {piece.piece!r}"
+            )
+    if loaded.fast.get_vocab_size() != len(proto.pieces):
+        raise UserError(
+            f"{where}: tokenizer.json and tokenizer.model disagree: "
+            f"{loaded.fast.get_vocab_size()} and {len(proto.pieces)} tokens"
+        )
+
+
+def token_bytes(fast: Tokenizer, rows: int | None = None) -> numpy.typing.NDArray[numpy.int32]:
+    """UTF-8 bytes of text that each id stands for.
+
+    Returns:
+        int32 array of `rows` (default: one per id); special and added tokens, unknown and padding rows are 0,
+        a byte token 1, SentencePiece's `▁` one byte (a space).
+    """
+    vocabulary = fast.get_vocab(with_added_tokens=True)
+    count = max(vocabulary.values()) + 1
+    assert rows is None or rows >= count, f"{count} tokens need as many rows, not {rows}"
+    sizes = numpy.zeros(rows or count, dtype=numpy.int32)
+    silent = set(fast.get_added_tokens_decoder())
+    bytelevel = "ByteLevel" in repr(fast.decoder)
+    unknown = getattr(fast.model, "unk_token", None)
+    for token, index in vocabulary.items():
+        if index in silent or token == unknown:
+            continue
+        if bytelevel:
+            sizes[index] = len(token)
+        else:
+            sizes[index] = 1 if BYTE_PIECE.fullmatch(token) else len(token.replace(write.SPACE, " ").encode())
+    return sizes
+
+
+def _read_fast(path: Path, flag: str) -> tuple[Tokenizer, Literal["sentencepiece", "bytelevel"]]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        state = json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise UserError(f"{flag} {path}: not valid JSON ({problem}); copy it again") from problem
+    if not isinstance(state, dict) or "model" not in state:
+        raise UserError(f"{flag} {path}: not a tokenizer.json (no model inside)")
+    parts = json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
+    return Tokenizer.from_str(text), "bytelevel" if '"ByteLevel"' in parts else "sentencepiece"
+
+
+def _what_is_missing(source: Path) -> str:
+    if source.is_dir() and (source / CHINESE_MODEL).is_file():
+        return f"only {CHINESE_MODEL} inside; merge it into a base with zhllama merge-tokenizer first"
+    if source.is_dir():
+        return "no tokenizer.json or tokenizer.model inside"
+    return "give a directory, a SentencePiece .model or a tokenizer.json"
+
+
+def _role(role: str, settings: dict[str, Any], directory: Path, bare: bool, proto: Any | None) -> str | None:
+    name = f"{role}_token"
+    value = settings.get(name)
+    if value is None and not bare:
+        value = write.read_json(directory / "special_tokens_map.json").get(name)
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is None and proto is not None and not settings:
+        value = write.special_piece(proto, role)
+    return value
+
+
+def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default")
+    return template

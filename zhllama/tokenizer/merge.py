@@ -1,0 +1,236 @@
+"""merge-tokenizer: a base and Chinese pieces -> a tokenizer directory that keeps the base's tokens."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from zhllama.artifact import create, fingerprint, require, write_json
+from zhllama.config import UserError
+from zhllama.terminal import print_table, say, warn
+from zhllama.tokenizer import check, write
+from zhllama.tokenizer.admit import NORMAL, Admitted, SentencePieceVocabulary, admit
+from zhllama.tokenizer.bytelevel import ByteLevelVocabulary, extend, tokenizer_of
+from zhllama.tokenizer.load import CHINESE_MODEL, Loaded, load, read_proto, require_bpe
+
+Template = Literal["keep", "alpaca", "alpaca_zh", "llama2", "chatml", "llama3"]
+# template -> its marks (the last one ends a turn and becomes the EOS), whether it writes the BOS
+MARKS = {
+    "chatml": ["<|im_start|>", "<|im_end|>"],
+    "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+}
+WRITE_BOS = ("llama2", "llama3")
+ROWS_MULTIPLE = 64  # rows that tensor parallelism and tensor cores divide evenly
+
+
+@dataclass
+class MergeTokenizerConfig:
+    """Merge Chinese pieces into a base tokenizer; what the base does to other text stays as it is."""
+
+    base: str
+    """Model or tokenizer directory, or a SentencePiece .model file."""
+    chinese: str
+    """Directory of train-tokenizer, any SentencePiece .model, or a word list (UTF-8, one a line)."""
+    output: str
+    """Tokenizer directory to write."""
+    policy: Literal["lossless", "union"] = "lossless"
+    """lossless gives the guarantees; union appends every piece with score 0, as Chinese-LLaMA did."""
+    special: list[str] = field(default_factory=list)
+    """Special tokens to add, besides the pad and the template's marks (repeatable)."""
+    template: Template = "keep"
+    """Chat template; keep takes the base's own, or alpaca_zh where it has none."""
+    pad: str = "<pad>"
+    """Pad token, added unless the base has one that is neither its EOS nor its unknown token."""
+
+
+@dataclass(frozen=True)
+class Specials:
+    """The special tokens of the merged tokenizer: what is new, and who plays which role."""
+
+    new: list[str]
+    settings: dict[str, Any]
+    template: str
+
+
+def merge_tokenizer(config: MergeTokenizerConfig) -> None:
+    """Merge, write, and check what was written; nothing is left behind when a guarantee fails.
+
+    Raises:
+        UserError: an unsuitable base or piece list, or a guarantee that fails (names the piece or text).
+    """
+    base = load(config.base, "--base")
+    require_bpe(base, "--base")
+    if config.policy == "union" and base.kind == "bytelevel":
+        raise UserError("--policy union: only for SentencePiece bases; use lossless for byte-level ones")
+    source, pieces = read_pieces(config.chinese)
+    specials = plan_specials(config, base)
+    inputs = {"base": base.file, "chinese": source}
+    with create(config.output, "tokenizer", "merge-tokenizer", config, inputs) as artifact:
+        if config.policy == "union":
+            keys, (fast, proto) = _union(base, source, specials.new)
+            admitted = Admitted(keys=keys, texts=keys)
+        else:
+            admitted, fast, proto = extend_base(base, pieces, specials.new)
+            if not admitted.keys:
+                raise UserError(f"--chinese {config.chinese}: no piece to add: {_reasons(admitted)}")
+        write.write_directory(artifact.path, fast, proto, specials.settings, specials.template)
+        say(f"checking {len(admitted.keys):,} new pieces in the written files")
+        measured = check.run(artifact.path, base, admitted.keys, strict=config.policy == "lossless")
+        total = fast.get_vocab_size(with_added_tokens=True)
+        artifact.result |= {
+            "kind": base.kind,
+            "base_vocabulary": base.fast.get_vocab_size(with_added_tokens=True),
+            "vocabulary": total,
+            "added": len(admitted.keys),
+            "specials": specials.new,
+            "rows": -(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE,
+            "first_new": fast.token_to_id((admitted.keys + specials.new)[0]),
+            "base_tokenizer_fingerprint": fingerprint(base.file),
+        }
+        write_json(artifact.path / "report.json", _report(artifact.result, admitted, measured))
+    if config.policy == "union":
+        warn(
+            f"--policy union: {measured['unreachable']:,} pieces can never be produced, "
+            f"{measured['changed']} of {measured['texts']} texts without Chinese change their tokens, "
+            f"SentencePiece and tokenizers disagree on {measured['disagree']} of {measured['mixed']} others"
+        )
+    _print_summary(config, artifact.result, admitted)
+
+
+def read_pieces(chinese: str, flag: str = "--chinese") -> tuple[Path, list[str]]:
+    """The file behind --chinese and the pieces in it, in order, without the space mark in front."""
+    path = require(chinese, "tokenizer", flag)
+    if path.is_dir():
+        if not (path / CHINESE_MODEL).is_file():
+            raise UserError(f"{flag} {chinese}: no {CHINESE_MODEL} inside; run zhllama train-tokenizer first")
+        path /= CHINESE_MODEL
+    if path.suffix == ".model":
+        proto = read_proto(path, flag)
+        return path, [piece.piece.lstrip(write.SPACE) for piece in proto.pieces if piece.type == NORMAL]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as problem:
+        raise UserError(
+            f"{flag} {chinese}: not UTF-8 (byte {problem.start}); convert the word list"
+        ) from problem
+    # A jieba dictionary has frequency and tag behind the word.
+    return path, [line.split()[0] for line in lines if line.split()]
+
+
+def extend_base(
+    base: Loaded, pieces: list[str], specials: list[str], budget: int | None = None
+) -> tuple[Admitted, Tokenizer, Any | None]:
+    """Admit `pieces` into a base; the tokenizer with them (and its ModelProto) is built in memory."""
+    if base.kind == "bytelevel":
+        admitted = admit(pieces, ByteLevelVocabulary(base.fast), budget)
+        fast = tokenizer_of(extend(json.loads(base.fast.to_str()), admitted.keys, specials))
+        return admitted, fast, None
+    vocabulary = SentencePieceVocabulary(base.proto)
+    first_score = -vocabulary.next_rank
+    admitted = admit(pieces, vocabulary, budget)
+    proto: Any = copy.deepcopy(base.proto)
+    write.append_pieces(proto, admitted.keys, first_score)
+    return admitted, _with_specials(base, proto, specials), proto
+
+
+def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
+    """Which special tokens to add, and the settings and template that name them."""
+    known = set(base.fast.get_vocab(with_added_tokens=True))
+    marks = MARKS.get(config.template, [])
+    eos = marks[-1] if marks else base.eos
+    if config.template in WRITE_BOS and not base.bos:
+        raise UserError(
+            f"--template {config.template}: it begins with a BOS token, which --base {config.base} has not"
+        )
+    if config.template != "chatml" and not eos and not base.chat_template:
+        raise UserError(
+            f"--base {config.base}: it names no EOS token; add eos_token to its tokenizer_config.json"
+        )
+    wanted = [*marks, *config.special]
+    pad = base.pad if base.pad not in (None, eos, base.eos, base.unk) else None
+    if config.policy == "lossless" and pad is None:
+        pad = config.pad
+        if pad in (eos, base.eos, base.unk):
+            raise UserError(
+                f"--pad {pad}: it is the EOS or unknown token, which padding would hide; choose another"
+            )
+        wanted.append(pad)
+    if blank := [token for token in wanted if not token.strip()]:
+        raise UserError(f"--special {blank[0]!r}: a special token needs a visible character")
+    roles = {"bos": base.bos, "eos": eos, "pad": pad, "unk": base.unk}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{role}_token": token for role, token in roles.items() if token},
+        "clean_up_tokenization_spaces": False,
+        **{key: base.settings[key] for key in ("model_max_length", "padding_side") if key in base.settings},
+    }
+    return Specials(
+        [token for token in dict.fromkeys(wanted) if token not in known], settings, _template(config, base)
+    )
+
+
+def _template(config: MergeTokenizerConfig, base: Loaded) -> str:
+    if config.template == "keep" and base.chat_template:
+        return base.chat_template
+    name = "alpaca_zh" if config.template == "keep" else config.template
+    return files("zhllama").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _with_specials(base: Loaded, proto: Any, specials: list[str]) -> Tokenizer:
+    first = len(proto.pieces)
+    write.append_specials(proto, {first + place: (token, True) for place, token in enumerate(specials)})
+    settings = base.settings
+    return write.sentencepiece_tokenizer(
+        proto, settings.get("add_bos_token", True), settings.get("add_eos_token", False)
+    )
+
+
+def _union(base: Loaded, source: Path, specials: list[str]) -> tuple[list[str], tuple[Tokenizer, Any]]:
+    """The published script: every piece that the base lacks, in order, with score 0."""
+    if source.suffix != ".model":
+        raise UserError(f"--chinese {source}: --policy union merges two SentencePiece models; give a .model")
+    proto: Any = copy.deepcopy(base.proto)
+    known = {piece.piece for piece in proto.pieces}
+    keys = [piece.piece for piece in read_proto(source, "--chinese").pieces if piece.piece not in known]
+    for key in keys:
+        proto.pieces.add(piece=key, score=0.0)
+    return keys, (_with_specials(base, proto, specials), proto)
+
+
+def _reasons(admitted: Admitted) -> str:
+    counts = [f"{len(pieces):,} {reason}" for reason, pieces in admitted.refused.items()]
+    return ", ".join(counts) or "the list is empty"
+
+
+def _report(result: dict[str, Any], admitted: Admitted, measured: dict[str, int]) -> dict[str, Any]:
+    return {
+        **result,
+        "characters": admitted.characters,
+        "merges": admitted.merges,
+        "intermediates": admitted.intermediates,
+        "refused": {
+            reason: {"count": len(pieces), "examples": pieces[:20]}
+            for reason, pieces in admitted.refused.items()
+        },
+        "checked": measured,
+    }
+
+
+def _print_summary(config: MergeTokenizerConfig, result: dict[str, Any], admitted: Admitted) -> None:
+    rows: list[tuple[str, object]] = [
+        ("base vocabulary", result["base_vocabulary"]),
+        ("pieces added", result["added"]),
+        ("of them on the way to others", admitted.intermediates),
+        ("special tokens added", " ".join(result["specials"]) or "none"),
+        ("vocabulary", result["vocabulary"]),
+        ("embedding rows", result["rows"]),
+    ]
+    rows += [(f"not added: {reason}", len(pieces)) for reason, pieces in admitted.refused.items()]
+    print_table(f"merged tokenizer: {config.output}", ["", "count"], rows)
+    say(f"next: zhllama resize-embeddings --model MODEL --tokenizer {config.output} --output DIR")
