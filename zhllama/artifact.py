@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import time
@@ -21,9 +20,20 @@ from typing import Any
 from zhllama.config import UserError, as_given
 
 RUN_FILE = "run.json"
-VERSIONED = ("zhllama", "torch", "transformers", "peft", "deepspeed", "sentencepiece", "tokenizers", "datasets")
+VERSIONED = (
+    "zhllama",
+    "torch",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "sentencepiece",
+    "tokenizers",
+    "datasets",
+)
 # Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
-NOT_CONTENT = re.compile(r"(run\.json|report\..*|metrics\.jsonl|.*\.png|.*\.html|.*\.md)$|(checkpoint-|logs|\.)")
+NOT_CONTENT = re.compile(
+    r"(run\.json|report\..*|metrics\.jsonl|.*\.png|.*\.html|.*\.md)$|(checkpoint-|logs|\.)"
+)
 
 
 @dataclass
@@ -37,7 +47,12 @@ class Artifact:
 
 @contextmanager
 def create(
-    output: str | Path, kind: str, command: str, config: Any, inputs: Mapping[str, str | Path], resume: bool = False
+    output: str | Path,
+    kind: str,
+    command: str,
+    config: Any,
+    inputs: Mapping[str, str | Path],
+    resume: bool = False,
 ) -> Iterator[Artifact]:
     """Write one directory: `run.json` without result first, with it last and atomically.
 
@@ -53,7 +68,7 @@ def create(
     """
     path = Path(output)
     continued = _claim(path, command, resume)
-    record = {
+    record: dict[str, Any] = {
         "command": command,
         "kind": kind,
         "settings": as_given(config),
@@ -145,7 +160,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _claim(path: Path, command: str, resume: bool) -> bool:
@@ -189,7 +204,9 @@ def _from_hub(name: str, flag: str) -> Path:
 
         try:
             return Path(
-                snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+                snapshot_download(
+                    name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+                )
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
             raise UserError(

@@ -44,7 +44,9 @@ class ChatConfig:
     def __post_init__(self) -> None:
         """Refuse combinations that would be ignored."""
         if (self.input is None) != (self.output is None):
-            raise UserError("--input and --output: give both (a file of prompts, a directory for the answers) or none")
+            raise UserError(
+                "--input and --output: give both (a file of prompts, a directory for the answers) or none"
+            )
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens {self.max_new_tokens}: it must be at least 1")
 
@@ -106,11 +108,15 @@ def chat(config: ChatConfig) -> None:
             answers = []
             for messages in track(prompts, "answering"):
                 reply, ended = speaker.answer(messages)
-                answers.append({"messages": [*messages, {"role": "assistant", "content": reply}], "ended": ended})
+                answers.append(
+                    {"messages": [*messages, {"role": "assistant", "content": reply}], "ended": ended}
+                )
             lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
             (run.path / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
             run.result = {"answers": len(answers), "ended": sum(bool(answer["ended"]) for answer in answers)}
-        say(f"{run.path / 'answers.jsonl'}: {run.result['ended']} of {len(answers)} answers ended by themselves")
+        say(
+            f"{run.path / 'answers.jsonl'}: {run.result['ended']} of {len(answers)} answers ended by themselves"
+        )
         return
     speaker = Speaker(directory, config)
     for prompt in config.prompt:

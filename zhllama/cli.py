@@ -40,7 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(name, rest)
     except KeyboardInterrupt:
-        print(f"\nzhllama {name}: interrupted; inputs are untouched, the output is marked unfinished", file=sys.stderr)
+        print(
+            f"\nzhllama {name}: interrupted; inputs are untouched, the output is marked unfinished",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
 import typing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
+# The fields of TrainingArguments that a command's help lists; the others are settings all the same.
+SHOWN = {
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "gradient_checkpointing",
+    "deepspeed",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "seed",
+    "report_to",
+}
 
 
 class UserError(ValueError):
@@ -33,6 +54,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
         UserError: an unknown or mistyped setting (with "did you mean"), a missing one, a missing recipe.
     """
     import jsonargparse
+    from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -50,22 +72,26 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
         description=(config_class.__doc__ or "").strip(),
     )
     parser.add_argument(
-        "--config", action=jsonargparse.ActionConfigFile, help="YAML recipe; repeatable, later files and flags win"
+        "--config",
+        action=ActionConfigFile,
+        help="YAML recipe; repeatable, later files and flags win",
     )
     parser.add_class_arguments(config_class, sub_configs=False)
     hints = typing.get_type_hints(config_class)
     if "train" in hints:
         _prepare_training_arguments(parser)
-    if hasattr(config_class, "defaults"):  # what only the machine can tell, such as bf16
-        parser.set_defaults(config_class.defaults())
+    defaults = getattr(config_class, "defaults", None)
+    if defaults:  # what only the machine can tell, such as bf16
+        parser.set_defaults(defaults())
     lists = {name for name, hint in hints.items() if typing.get_origin(hint) is list}
     arguments = [_underscored(argument) for argument in arguments]
     if {"-h", "--help"} & set(arguments):
         _tidy_help(parser)
     values = parser.parse_args(_repeatable(arguments, lists))
     values.pop("config", None)
-    if hasattr(config_class, "check") and "train" in hints:  # before TrainingArguments starts anything
-        config_class.check(values.train)
+    check = getattr(config_class, "check", None)
+    if check:  # before TrainingArguments starts anything
+        check(values.train)
     instance = parser.instantiate(values)
     fields = {field.name: instance[field.name] for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**fields)
@@ -92,15 +118,10 @@ def _prepare_training_arguments(parser: Any) -> None:
     """Link --output to TrainingArguments.output_dir and keep the help to what people set."""
     from argparse import SUPPRESS
 
-    shown = (
-        "max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate "
-        "lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 gradient_checkpointing deepspeed "
-        "logging_steps save_steps save_total_limit seed report_to"
-    ).split()
     parser.link_arguments("output", "train.output_dir")
     for action in parser._actions:
         name = action.dest.removeprefix("train.")
-        if action.dest.startswith("train.") and name not in shown:
+        if action.dest.startswith("train.") and name not in SHOWN:
             action.help = SUPPRESS
     parser.epilog = "Any other field of transformers.TrainingArguments is --train.NAME too."
 
@@ -131,7 +152,7 @@ def _tidy_help(parser: Any) -> None:
 
 
 def _recipes(arguments: list[str]) -> list[str]:
-    following = [after for before, after in zip(arguments, arguments[1:], strict=False) if before == "--config"]
+    following = [after for before, after in itertools.pairwise(arguments) if before == "--config"]
     return following + [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
 
 
@@ -167,7 +188,8 @@ def _explain(message: str, known: list[str]) -> str:
     if "train.output_dir" in message:
         return "train.output_dir is --output: set that instead"
     unknown = re.search(
-        r"(?:Option '|[Uu]nrecognized arguments: --|[Kk]ey '|Group '|Key \"|does not accept option ')([\w.\-]+)", message
+        r"(?:Option '|[Uu]nrecognized arguments: --|[Kk]ey '|Group '|Key \"|does not accept option ')([\w.\-]+)",
+        message,
     )
     if unknown and ("not accepted" in message or "nrecognized" in message or "not expected" in message):
         key = unknown.group(1).replace("-", "_")

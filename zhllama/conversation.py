@@ -91,7 +91,9 @@ def read_conversations(file: Path) -> tuple[str, list[list[Message]], Counter[st
     return name, good, dropped
 
 
-def encode_mixture(sources: list[Source], tokenizer: Any, limit: int) -> tuple[list[Sample], list[list[object]]]:
+def encode_mixture(
+    sources: list[Source], tokenizer: Any, limit: int
+) -> tuple[list[Sample], list[list[object]]]:
     """All samples of a mixture and a table of file, format, rows, dropped, tokens, share of tokens.
 
     Raises:
@@ -104,13 +106,14 @@ def encode_mixture(sources: list[Source], tokenizer: Any, limit: int) -> tuple[l
         if source.samples:
             repeats = -(-source.samples // len(conversations))
             conversations = (conversations * repeats)[: source.samples]
-        encoded = [encode(messages, tokenizer) for messages in track(conversations, f"encoding {source.checked().name}")]
+        encoded = [
+            encode(messages, tokenizer)
+            for messages in track(conversations, f"encoding {source.checked().name}")
+        ]
         kept = [sample for sample in encoded if len(sample[0]) <= limit]
         dropped[f"over {limit} tokens"] += len(encoded) - len(kept)
         samples += kept
-        table.append(
-            [source.file, name, len(kept), sum(dropped.values()), sum(len(ids) for ids, _ in kept)]
-        )
+        table.append([source.file, name, len(kept), sum(dropped.values()), sum(len(ids) for ids, _ in kept)])
     total = sum(len(ids) for ids, _ in samples)
     if not samples:
         raise UserError(f"data: every conversation is longer than block_size {limit}; raise it")
@@ -136,7 +139,9 @@ def encode(messages: list[Message], tokenizer: Any) -> Sample:
         prompt = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
         if not (prompt.startswith(done) and whole.startswith(prompt)):
-            raise UserError("chat template: a prompt is not the beginning of the conversation; use another template")
+            raise UserError(
+                "chat template: a prompt is not the beginning of the conversation; use another template"
+            )
         reply = whole[len(prompt) :]
         reply = reply[: reply.rindex(eos) + len(eos)] if eos in reply else reply + eos
         for text, is_reply in ((prompt[len(done) :], False), (reply, True)):

@@ -13,7 +13,7 @@ from zhllama import artifact
 from zhllama.config import UserError, split_pair
 from zhllama.corpus.read import read_documents
 from zhllama.model.merge import check_base
-from zhllama.model.trainable import TrainableModel, adapter_settings, load_adapter, load_trainable
+from zhllama.model.trainable import Embeddings, TrainableModel, adapter_settings, load_adapter, load_trainable
 from zhllama.pack import check_block_size, pack_conversations
 from zhllama.page import Page, bar_plot
 from zhllama.terminal import print_table, track
@@ -68,11 +68,13 @@ def evaluate(config: EvaluateConfig) -> None:
         report = {str(row[0]): dict(zip(HEADER[1:], row[1:], strict=True)) for row in rows}
         artifact.write_json(run.path / "report.json", report)
         _page(config, rows).write(run.path / "report.html")
-        run.result = {name: round(values["bits per byte"], 5) for name, values in report.items()}
+        run.result = {name: round(float(str(values["bits per byte"])), 5) for name, values in report.items()}
     print_table(f"{config.adapter or config.model}", HEADER, rows)
 
 
-def measure(model: TrainableModel, tokenizer: Loaded, file: Path, block_size: int, max_bytes: int) -> dict[str, float]:
+def measure(
+    model: TrainableModel, tokenizer: Loaded, file: Path, block_size: int, max_bytes: int
+) -> dict[str, float]:
     """Bits per byte and per character, nats per token, characters per token and bytes of one file's documents."""
     documents: list[str] = []
     size = 0
@@ -84,7 +86,7 @@ def measure(model: TrainableModel, tokenizer: Loaded, file: Path, block_size: in
     start = tokenizer.start_id()
     samples, tokens = [], 0
     for document in documents:
-        ids = [start, *tokenizer.encode_plain(document)]
+        ids = [start, *tokenizer.encode_text(document)]
         tokens += len(ids) - 1
         # Windows overlap by one token, so that each window's first prediction has a context.
         for at in range(0, len(ids) - 1, block_size - 1):
@@ -139,7 +141,9 @@ def _load(model_dir: Path, adapter: Path | None) -> TrainableModel:
     if adapter is None:
         return load_trainable(model_dir, "none", None, dtype, device)
     lora, content = adapter_settings(adapter)
-    embeddings = "new" if content.get("trainable_token_indices") else "all" if content.get("modules_to_save") else "none"
+    embeddings: Embeddings = "new" if content.get("trainable_token_indices") else "none"
+    if content.get("modules_to_save"):
+        embeddings = "all"
     model = load_trainable(model_dir, embeddings, lora, dtype, device)
     load_adapter(model, adapter)
     return model
@@ -149,7 +153,7 @@ def _page(config: EvaluateConfig, rows: list[list[Any]]) -> Page:
     page = Page(f"Bits per byte: {config.adapter or config.model}")
     page.table(HEADER, rows)
     names = [str(row[0]) for row in rows]
-    page.figure(bar_plot(names, {"bits per byte": [row[1] for row in rows]}, "bits per byte", "Lower is better"))
+    page.figure(
+        bar_plot(names, {"bits per byte": [row[1] for row in rows]}, "bits per byte", "Lower is better")
+    )
     return page
-
-

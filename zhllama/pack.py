@@ -88,11 +88,11 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     @classmethod
     def open(cls, directory: Path) -> Blocks:
         """Memory-map what `save` wrote."""
-        loss = directory / "loss.npy"
-        return cls(
-            *(np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("ids", "lengths", "offsets")),
-            loss=np.load(loss, mmap_mode="r") if loss.is_file() else None,
+        ids, lengths, offsets = (
+            np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("ids", "lengths", "offsets")
         )
+        loss = directory / "loss.npy"
+        return cls(ids, lengths, offsets, np.load(loss, mmap_mode="r") if loss.is_file() else None)
 
 
 def pack(config: PackConfig) -> None:
@@ -113,7 +113,10 @@ def pack(config: PackConfig) -> None:
         blocks = main
         if config.replay is not None:
             replay = pack_documents(
-                read_documents(inputs["replay"]), tokenizer, config.block_size, f"packing {inputs['replay'].name}"
+                read_documents(inputs["replay"]),
+                tokenizer,
+                config.block_size,
+                f"packing {inputs['replay'].name}",
             )
             blocks = interleave(main, replay, config.replay_share)
         blocks.save(run.path)
@@ -140,8 +143,6 @@ def check_block_size(block_size: int, model: Path) -> None:
 
 def pack_documents(documents: Iterable[str], tokenizer: Loaded, size: int, what: str) -> Blocks:
     """Concatenate documents, EOS after each, and cut every `size` tokens; the unfilled last block is dropped."""
-    if tokenizer.eos is None:
-        raise UserError(f"{tokenizer.directory}: the tokenizer has no EOS token, so no document could end")
     dtype = np.uint16 if tokenizer.fast.get_vocab_size() <= 1 << 16 else np.uint32
     stream: list[NDArray[Any]] = []
     ends: list[int] = []
@@ -152,7 +153,9 @@ def pack_documents(documents: Iterable[str], tokenizer: Loaded, size: int, what:
         ends.append(total)
     count = total // size
     if count == 0:
-        raise UserError(f"--corpus: only {total:,} tokens of text, less than one block; lower --block-size {size}")
+        raise UserError(
+            f"--corpus: only {total:,} tokens of text, less than one block; lower --block-size {size}"
+        )
     flat = np.concatenate(stream)[: count * size]
     # A segment ends where a document does and where a block does.
     cuts = np.union1d(np.asarray(ends), np.arange(1, count + 1) * size)
@@ -169,7 +172,7 @@ def encode_documents(documents: Iterable[str], tokenizer: Loaded) -> Iterator[li
     A special token's name inside the text stays text: `</s>` in a web page must not end a document.
     """
     fast = tokenizer.fast
-    eos = fast.token_to_id(tokenizer.eos)
+    eos = tokenizer.eos_id()
     before = fast.encode_special_tokens
     fast.encode_special_tokens = True
     try:
@@ -185,7 +188,8 @@ def interleave(main: Blocks, replay: Blocks, share: float) -> Blocks:
     """All of `main` with replay blocks spread evenly, as many as make `share` of the whole or as there are."""
     wanted = min(round(len(main) * share / (1 - share)), len(replay))
     order = np.argsort(
-        np.concatenate([np.arange(len(main)) / len(main), (np.arange(wanted) + 0.5) / max(wanted, 1)]), kind="stable"
+        np.concatenate([np.arange(len(main)) / len(main), (np.arange(wanted) + 0.5) / max(wanted, 1)]),
+        kind="stable",
     )
     ids = np.concatenate([main.ids, replay.ids[:wanted]])[order]
     segments = [
@@ -196,9 +200,7 @@ def interleave(main: Blocks, replay: Blocks, share: float) -> Blocks:
     return Blocks(ids, *_ragged([segments[i] for i in order]))
 
 
-def pack_conversations(
-    samples: Sequence[tuple[list[int], list[bool]]], size: int, padding: int
-) -> Blocks:
+def pack_conversations(samples: Sequence[tuple[list[int], list[bool]]], size: int, padding: int) -> Blocks:
     """Best-fit packing of whole samples (ids, which of them are learnt) into blocks; none is cut or truncated.
 
     The gap at a block's end is padding without loss, a segment of its own.

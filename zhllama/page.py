@@ -46,7 +46,8 @@ class Page:
         """A table; `text` keeps line breaks and aligns left."""
         head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell_text(cell))}</td>" for cell in row) + "</tr>" for row in rows
+            "<tr>" + "".join(f"<td>{html.escape(cell_text(cell))}</td>" for cell in row) + "</tr>"
+            for row in rows
         )
         self.parts.append(f"<table{' class=text' if text else ''}><tr>{head}</tr>{body}</table>")
 
@@ -101,7 +102,9 @@ def bar_plot(
         places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
         heights = [0.0 if value is None else value for value in values]
         bars = axes.bar(places, heights, width * 0.92, label=name, color=PALETTE[index % len(PALETTE)])
-        axes.bar_label(bars, ["" if value is None else f"{value:.2f}" for value in values], fontsize=8, padding=2)
+        axes.bar_label(
+            bars, ["" if value is None else f"{value:.2f}" for value in values], fontsize=8, padding=2
+        )
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(y_label)
     if len(series) > 1:

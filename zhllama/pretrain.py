@@ -15,7 +15,15 @@ from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings, 
 from zhllama.pack import Blocks
 from zhllama.terminal import say
 from zhllama.tokenizer.load import load, token_bytes
-from zhllama.training import BlockTrainer, check_arguments, describe, finish, is_first_rank, machine_defaults, run_directory
+from zhllama.training import (
+    BlockTrainer,
+    check_arguments,
+    describe,
+    finish,
+    is_first_rank,
+    machine_defaults,
+    run_directory,
+)
 
 
 @dataclass
@@ -69,7 +77,9 @@ def pretrain(config: PretrainConfig) -> None:
         if is_first_rank():
             finish(model, Path(config.output))
         result.update(outcome)
-    say(f"{config.output}: {outcome['steps']} steps, {outcome['tokens']:,} tokens, mean loss {outcome['mean_loss']:.3f}")
+    say(
+        f"{config.output}: {outcome['steps']} steps, {outcome['tokens']:,} tokens, mean loss {outcome['mean_loss']:.3f}"
+    )
 
 
 def packed_tokenizer(tokens_dir: Path) -> str:

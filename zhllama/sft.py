@@ -16,7 +16,15 @@ from zhllama.pack import check_block_size, pack_conversations
 from zhllama.pretrain import compute_dtype
 from zhllama.terminal import print_table, say
 from zhllama.tokenizer.load import load, token_bytes
-from zhllama.training import BlockTrainer, check_arguments, describe, finish, is_first_rank, machine_defaults, run_directory
+from zhllama.training import (
+    BlockTrainer,
+    check_arguments,
+    describe,
+    finish,
+    is_first_rank,
+    machine_defaults,
+    run_directory,
+)
 
 
 @dataclass
@@ -55,7 +63,9 @@ def sft(config: SftConfig) -> None:
     inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     if tokenizer.chat_template is None:
-        raise UserError(f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first")
+        raise UserError(
+            f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
+        )
     with run_directory(config, "sft", inputs) as result:
         set_seed(config.train.seed)
         samples, table = encode_mixture(config.data, tokenizer, config.block_size)
@@ -70,4 +80,6 @@ def sft(config: SftConfig) -> None:
         if is_first_rank():
             finish(model, Path(config.output))
         result.update(outcome, mixture=table, blocks=len(blocks))
-    say(f"{config.output}: {outcome['steps']} steps on {len(samples):,} conversations in {len(blocks):,} blocks")
+    say(
+        f"{config.output}: {outcome['steps']} steps on {len(samples):,} conversations in {len(blocks):,} blocks"
+    )

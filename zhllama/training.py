@@ -91,8 +91,14 @@ class BlockTrainer(Trainer):
     """Trainer over packed blocks that reports bits per byte and saves only what trains, in peft's layout."""
 
     def __init__(
-        self, model: TrainableModel, args: TrainingArguments, blocks: Blocks, token_bytes: Tensor, base: Path,
-        lora: LoraSettings, max_minutes: float | None = None,
+        self,
+        model: TrainableModel,
+        args: TrainingArguments,
+        blocks: Blocks,
+        token_bytes: Tensor,
+        base: Path,
+        lora: LoraSettings,
+        max_minutes: float | None = None,
     ) -> None:
         use_threads(args)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(args.output_dir) / "logs")
@@ -101,7 +107,9 @@ class BlockTrainer(Trainer):
         self.token_bytes, self.base_directory, self.lora = token_bytes, base, lora
         self.max_minutes = max_minutes
         self.planned_steps = 0
-        self.seen = torch.zeros(2, dtype=torch.float64)  # tokens with a label and their bytes, since the last log
+        self.seen = torch.zeros(
+            2, dtype=torch.float64
+        )  # tokens with a label and their bytes, since the last log
         self.total_tokens = 0
         for quiet in (PrinterCallback, ProgressCallback):
             self.remove_callback(quiet)
@@ -124,7 +132,8 @@ class BlockTrainer(Trainer):
         labels = [batch["labels"][..., 1:] for batch in batch_samples]
         learnt = [batch[batch != IGNORED] for batch in labels]
         counts = torch.tensor(
-            [sum(ids.numel() for ids in learnt), sum(int(self.token_bytes[ids].sum()) for ids in learnt)], device=device
+            [sum(ids.numel() for ids in learnt), sum(int(self.token_bytes[ids].sum()) for ids in learnt)],
+            device=device,
         )
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0)
@@ -133,6 +142,7 @@ class BlockTrainer(Trainer):
         return counts[0].clamp(min=1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add bits per byte and tokens to the Trainer's own line."""
         if "loss" in logs:
             tokens, size = self.seen.tolist()
             logs["bits_per_byte"] = logs["loss"] * tokens / max(size, 1) / math.log(2)
@@ -149,7 +159,7 @@ class BlockTrainer(Trainer):
         def factor(step: int) -> float:
             warm = self.args.get_warmup_steps(self.planned_steps)
             if step < warm:
-                return (step + 1) / (warm + 1)
+                return float((step + 1) / (warm + 1))
             return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm) / max(1, self.planned_steps - warm)))
 
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
@@ -168,8 +178,12 @@ class BlockTrainer(Trainer):
         with gathered:
             if self.args.should_save:
                 save_adapter(
-                    Path(output_dir or self.args.output_dir), dict(parameters), self.lora, self.base_directory,
-                    self.model.config, self.model.new_row_count,
+                    Path(output_dir or self.args.output_dir),
+                    dict(parameters),
+                    self.lora,
+                    self.base_directory,
+                    self.model.config,
+                    self.model.new_row_count,
                 )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -181,14 +195,18 @@ class BlockTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # Trainer would load strictly and miss the frozen parameters that were never saved.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
         if loaded is None:
-            raise UserError(f"{resume_from_checkpoint}: no DeepSpeed state for this number of ranks; delete it")
+            raise UserError(
+                f"{resume_from_checkpoint}: no DeepSpeed state for this number of ranks; delete it"
+            )
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
@@ -254,7 +272,11 @@ class StepCallback(TrainerCallback):
         note = f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte  {logs['tokens'] / seconds:,.0f} tokens/s"
         self.bar.update(self.task, completed=state.global_step, total=state.max_steps, note=note)
         if not console.is_terminal and (state.global_step % max(1, state.max_steps // 10) == 0):
-            rest = (seconds - self.before) / (state.global_step - self.start_step) * (state.max_steps - state.global_step)
+            rest = (
+                (seconds - self.before)
+                / (state.global_step - self.start_step)
+                * (state.max_steps - state.global_step)
+            )
             say(f"step {state.global_step}/{state.max_steps}  {note}  {rest / 60:.1f} min left")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -291,18 +313,26 @@ def finish(model: TrainableModel, output: Path) -> None:
     for key in model.trainable():
         tensor = state.get(key)
         if tensor is None or tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{output / ADAPTER_WEIGHTS}: {key} is missing, empty or not finite; the save went wrong")
+            raise UserError(
+                f"{output / ADAPTER_WEIGHTS}: {key} is missing, empty or not finite; the save went wrong"
+            )
         if "lora_B" in key and not bool(tensor.any()):
-            raise UserError(f"{output / ADAPTER_WEIGHTS}: {key} never moved from zero; training had no effect")
+            raise UserError(
+                f"{output / ADAPTER_WEIGHTS}: {key} never moved from zero; training had no effect"
+            )
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; none where there is no file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    )
 
 
 def plot_loss(output: Path) -> None:
     """Write `loss.png`, bits per byte over tokens, beside `metrics.jsonl`."""
     lines = read_metrics(output / METRICS)
     curve = ([line["tokens"] for line in lines], [line["bits_per_byte"] for line in lines])
-    line_plot({"training": curve}, "tokens", "bits per byte", output.name).savefig(output / "loss.png", dpi=120)
+    line_plot({"training": curve}, "tokens", "bits per byte", output.name).savefig(
+        output / "loss.png", dpi=120
+    )

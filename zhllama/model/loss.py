@@ -36,7 +36,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, new_rows: Tensor | None, labels: Tensor) -> Tensor:
         train_hidden, train_weight, train_new, _ = ctx.needs_input_grad
         # Autocast is off inside a custom Function: matrices take the hidden states' dtype by hand.
-        dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+        dtype = (
+            torch.get_autocast_dtype(hidden.device.type)
+            if torch.is_autocast_enabled(hidden.device.type)
+            else hidden.dtype
+        )
         parts = [weight.detach().to(dtype)]
         if new_rows is not None:
             parts = [parts[0][: weight.shape[0] - new_rows.shape[0]], new_rows.detach().to(dtype)]
@@ -60,10 +64,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = softmax - one_hot, written over the logits.
                 slope = logits.sub_(normaliser).exp_()
                 slope.scatter_add_(1, target, torch.full_like(target, -1, dtype=slope.dtype))
-                slopes = slope.to(dtype).split([part.shape[0] for part in parts], dim=1)
+                slopes = torch.split(slope.to(dtype), [part.shape[0] for part in parts], dim=1)
                 if grad_hidden is not None:
                     grad_hidden[start : start + CHUNK] = sum(
-                        (one @ part for one, part in zip(slopes, parts, strict=True)), torch.zeros((), dtype=dtype)
+                        (one @ part for one, part in zip(slopes, parts, strict=True)),
+                        torch.zeros((), dtype=dtype),
                     )
                 for grad, one in zip(grads, slopes, strict=True):
                     if grad is not None:

@@ -45,7 +45,9 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
     adapter = artifact.require(config.adapter, "run", "--adapter")
     record = artifact.read_record(adapter)
     if "result" not in record or not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"--adapter {adapter}: no finished adapter inside; give the --output of pretrain or sft")
+        raise UserError(
+            f"--adapter {adapter}: no finished adapter inside; give the --output of pretrain or sft"
+        )
     base = artifact.require(config.model or record["inputs"]["model"]["path"], "model", "--model")
     check_base(adapter, record, base)
     with artifact.create(
@@ -58,8 +60,14 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
         copy_tokenizer(base, run.path)
         difference = _largest_difference(adapter, base, run.path) if config.verify else None
         kept = {key: value for key, value in _result(base).items() if key in ("first_new", "rows")}
-        run.result = {**kept, "base": record["inputs"]["model"]["fingerprint"], "logit_difference": difference}
-    checked = "not compared" if difference is None else f"log-probabilities differ by at most {difference:.1e}"
+        run.result = {
+            **kept,
+            "base": record["inputs"]["model"]["fingerprint"],
+            "logit_difference": difference,
+        }
+    checked = (
+        "not compared" if difference is None else f"log-probabilities differ by at most {difference:.1e}"
+    )
     say(f"{run.path}: {adapter} merged into {base}; {checked}")
 
 
@@ -117,10 +125,14 @@ def _largest_difference(adapter: Path, base: Path, merged: Path) -> float:
         ours = [plain(ids).logits.float().log_softmax(-1) for ids in inputs]
         del plain
         stacked = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype), str(adapter), autocast_adapter_dtype=False
+            AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype),
+            str(adapter),
+            autocast_adapter_dtype=False,
         ).eval()
         theirs = [stacked(ids).logits.float().log_softmax(-1) for ids in inputs]
     likely = [(a - b).abs()[b > -10].max().item() for a, b in zip(ours, theirs, strict=True)]
     if max(likely) > TOLERANCE[dtype]:
-        raise UserError(f"--adapter {adapter}: merged and unmerged logits differ by {max(likely):.2g}; nothing written")
-    return max(likely)
+        raise UserError(
+            f"--adapter {adapter}: merged and unmerged logits differ by {max(likely):.2g}; nothing written"
+        )
+    return float(max(likely))

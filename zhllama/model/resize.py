@@ -93,7 +93,7 @@ def sub_tokens(base: Loaded, new: Loaded, first: int, rows: int) -> list[tuple[l
 
     The text is tokenised without BOS and without the dummy prefix, as it stands inside a sentence.
     """
-    encode = base.plain_encoder()
+    encode = base.inner_encoder()
     special = {token.content for token in new.fast.get_added_tokens_decoder().values() if token.special}
     parts: list[tuple[list[int], list[int]]] = []
     for row in range(first, rows):

@@ -67,6 +67,8 @@ class NewRowsEmbedding(nn.Module):
 class LossHead(nn.Module):
     """The output matrix, asked for a loss instead of logits."""
 
+    new_rows: nn.Parameter | None
+
     def __init__(self, weight: nn.Parameter, new_rows: nn.Parameter | None) -> None:
         super().__init__()
         self.weight = weight
@@ -87,7 +89,11 @@ class TrainableModel(nn.Module):
         self.new_row_count = new_rows
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Loss over labels other than -100, shifted by one, divided by `num_items_in_batch` (default: its own).
 
@@ -100,22 +106,32 @@ class TrainableModel(nn.Module):
         target = labels[:, 1:]
         wanted = target != -100
         loss = self.base.lm_head(hidden[:, :-1][wanted], target[wanted])
-        return {"loss": loss / (wanted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)}
+        return {
+            "loss": loss / (wanted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        }
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by peft's key, tied ones once."""
         return {
-            adapter_key(name): parameter for name, parameter in self.base.named_parameters() if parameter.requires_grad
+            adapter_key(name): parameter
+            for name, parameter in self.base.named_parameters()
+            if parameter.requires_grad
         }
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Trainer's switch, handed to the decoder; frozen embeddings must let gradients through."""
         self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
         self.base.enable_input_require_grads()
 
 
 def load_trainable(
-    directory: Path, embeddings: Embeddings, lora: LoraSettings | None, dtype: torch.dtype, device: str | None = None
+    directory: Path,
+    embeddings: Embeddings,
+    lora: LoraSettings | None,
+    dtype: torch.dtype,
+    device: str | None = None,
 ) -> TrainableModel:
     """Load a model directory with everything frozen but the named parts, which are float32.
 
@@ -181,7 +197,9 @@ def save_adapter(
     if new_rows:
         indices = list(range(config.vocab_size - new_rows, config.vocab_size))
         tied = config.tie_word_embeddings
-        peft_config.trainable_token_indices = indices if tied else {"embed_tokens": indices, "lm_head": indices}
+        peft_config.trainable_token_indices = (
+            indices if tied else {"embed_tokens": indices, "lm_head": indices}
+        )
     elif any(key.endswith("embed_tokens.weight") for key in state):
         peft_config.modules_to_save = ["embed_tokens", "lm_head"]
         state.setdefault(f"{PREFIX}lm_head.weight", state[f"{PREFIX}model.embed_tokens.weight"])
@@ -204,7 +222,9 @@ def load_adapter(model: TrainableModel, path: Path) -> None:
 def adapter_settings(path: Path) -> tuple[LoraSettings, dict[str, Any]]:
     """LoRA settings and the whole `adapter_config.json` of a saved adapter."""
     content = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    lora = LoraSettings(content["r"], content["lora_alpha"], content["lora_dropout"], sorted(content["target_modules"]))
+    lora = LoraSettings(
+        content["r"], content["lora_alpha"], content["lora_dropout"], sorted(content["target_modules"])
+    )
     return lora, content
 
 

@@ -36,7 +36,9 @@ def read_config(directory: Path, flag: str = "--model") -> dict[str, Any]:
     """A model directory's `config.json`; raises UserError where it is missing."""
     file = directory / "config.json"
     if not file.is_file():
-        raise UserError(f"{flag} {directory}: no config.json inside; a Hugging Face model directory is needed")
+        raise UserError(
+            f"{flag} {directory}: no config.json inside; a Hugging Face model directory is needed"
+        )
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 
@@ -75,7 +77,13 @@ def rewrite(source: Path, target: Path, change: Callable[[str, Tensor], Tensor],
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy every tokenizer file of a directory, the chat template included."""
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+    names = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    )
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -58,8 +58,13 @@ def letter_bytes() -> dict[str, int]:
 
 def spell(text: str) -> str:
     """A text as a byte-level vocabulary spells it."""
+    return spell_bytes(text.encode())
+
+
+def spell_bytes(raw: bytes) -> str:
+    """Bytes as a byte-level vocabulary spells them."""
     letters = byte_letters()
-    return "".join(letters[byte] for byte in text.encode())
+    return "".join(letters[byte] for byte in raw)
 
 
 def unspell(key: str) -> bytes:

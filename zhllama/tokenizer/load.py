@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,12 @@ import numpy
 import numpy.typing
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from zhllama.artifact import require
 from zhllama.config import UserError
 from zhllama.tokenizer import write
+from zhllama.tokenizer.alphabet import spell_bytes, unspell
 
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 CHINESE_MODEL = "chinese_sp.model"
@@ -41,6 +43,58 @@ class Loaded:
     directory: Path
     file: Path
     """The file that decides the ids."""
+
+    def piece_bytes(self, index: int) -> bytes:
+        """The text that an id of the vocabulary stands for, in UTF-8; empty for an id without a token."""
+        token = self.fast.id_to_token(index)
+        if token is None:
+            return b""
+        if self.kind == "bytelevel":
+            return unspell(token)
+        if BYTE_PIECE.fullmatch(token):
+            return bytes([int(token[3:-1], 16)])
+        return token.replace(write.SPACE, " ").encode()
+
+    def inner_encoder(self) -> Callable[[bytes], list[int]]:
+        """A function from UTF-8 bytes to ids as they stand inside a sentence: no BOS, no dummy prefix.
+
+        Bytes that are no whole characters (leading-byte pieces) become one id a byte.
+        """
+        inner = Tokenizer.from_str(self.fast.to_str())
+        if self.kind == "sentencepiece":
+            inner.normalizer = normalizers.Replace(" ", write.SPACE)
+
+        def encode(raw: bytes) -> list[int]:
+            try:
+                return list(inner.encode(raw.decode(), add_special_tokens=False).ids)
+            except UnicodeDecodeError:
+                return [self.id_of(letter) for letter in spell_bytes(raw)]
+
+        return encode
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text alone: no BOS, and the names of special tokens are text like any other."""
+        self.fast.encode_special_tokens = True
+        ids = list(self.fast.encode(text, add_special_tokens=False).ids)
+        self.fast.encode_special_tokens = False
+        return ids
+
+    def start_id(self) -> int:
+        """What a document begins with when every token of it is to be predicted: BOS where added, else EOS."""
+        added = self.fast.encode("").ids
+        return added[0] if added else self.eos_id()
+
+    def eos_id(self) -> int:
+        """The id that ends a document; raises UserError where the tokenizer has none."""
+        if self.eos is None:
+            raise UserError(f"{self.directory}: the tokenizer has no EOS token, so no document could end")
+        return self.id_of(self.eos)
+
+    def id_of(self, token: str) -> int:
+        """The id of a token that the vocabulary has."""
+        index = self.fast.token_to_id(token)
+        assert index is not None, token
+        return index
 
 
 def load(path: str | Path, flag: str = "--tokenizer") -> Loaded:
