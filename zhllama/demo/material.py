@@ -31,7 +31,11 @@ def write_base(directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=WEIGHTS, dtype=torch.float32)
     config: dict[str, Any] = model.config.to_dict()
     config.pop("quantization_config", None)
-    config |= {"dtype": "bfloat16", "_name_or_path": "SmolLM2-135M-Instruct"}
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "bfloat16",
+        "_name_or_path": "SmolLM2-135M-Instruct",
+    }
     write_json(directory / "config.json", config)
     ends = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
     write_json(directory / "generation_config.json", ends)
@@ -87,7 +91,8 @@ def package_texts() -> list[str]:
     from importlib.metadata import distributions
 
     found = {
-        str(d.metadata["Name"]): str(d.metadata.get_payload() or d.metadata["Description"] or "") for d in distributions()
+        str(d.metadata["Name"]): str(d.metadata.get_payload() or d.metadata["Description"] or "")
+        for d in distributions()
     }
     texts = [re.sub(r"\n{2,}", "\n", text).strip() for _, text in sorted(found.items())]
     return [text[:2000] for text in texts if len(text) > 1000 and text.isascii()]
@@ -99,9 +104,7 @@ def write_texts(raw: Path, held_out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     kept = {name: list(dict.fromkeys(texts)) for name, texts in (("news", news()), ("reviews", reviews()))}
     kept["english"] = english()
-    training = {
-        name: [text for i, text in enumerate(texts) if i % HELD_OUT] for name, texts in kept.items()
-    }
+    training = {name: [text for i, text in enumerate(texts) if i % HELD_OUT] for name, texts in kept.items()}
     (raw / "chinese" / "news.txt").write_text("\n\n".join(training["news"]), encoding="utf-8")
     write_jsonl(raw / "chinese" / "reviews.jsonl", training["reviews"])
     write_jsonl(raw / "english" / "python.jsonl", training["english"])
@@ -125,5 +128,7 @@ def package_folder(name: str) -> Path:
     """Where an installed package lies, found without importing it (it may need what is not here)."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise UserError(f"the demo needs the package {name.replace('_', '-')}: run make demo, which installs it")
+        raise UserError(
+            f"the demo needs the package {name.replace('_', '-')}: run make demo, which installs it"
+        )
     return Path(spec.origin).parent
