@@ -91,8 +91,7 @@ def package_texts() -> list[str]:
     from importlib.metadata import distributions
 
     found = {
-        str(d.metadata["Name"]): str(d.metadata.get_payload() or d.metadata["Description"] or "")
-        for d in distributions()
+        str(d.metadata["Name"]): (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()
     }
     texts = [re.sub(r"\n{2,}", "\n", text).strip() for _, text in sorted(found.items())]
     return [text[:2000] for text in texts if len(text) > 1000 and text.isascii()]
