@@ -13,7 +13,7 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Message
 from zhllama.terminal import console, say, track
-from zhllama.training import cpu_has_bf16
+from zhllama.training import cpu_prefers_bf16
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Speaker:
         if self.tokenizer.chat_template is None:
             raise UserError(f"--model {directory}: no chat template inside, so it cannot chat")
         cuda = torch.cuda.is_available()
-        dtype = torch.bfloat16 if cuda or cpu_has_bf16() else torch.float32
+        dtype = torch.bfloat16 if cuda or cpu_prefers_bf16() else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
         self.model.to("cuda" if cuda else "cpu").eval()
         self.config = config
