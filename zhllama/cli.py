@@ -19,8 +19,8 @@ COMMANDS = {
     "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
     "evaluate": ("zhllama.evaluate:evaluate", "bits per byte on your own text"),
     "chat": ("zhllama.chat:chat", "talk to a model, or answer a file of prompts"),
-    "export": ("zhllama.export:export", "model -> plain Hugging Face directory and GGUF, in a chosen dtype"),
-    "demo": ("zhllama.demo:demo", "all of the above on embedded weights and text"),
+    "export": ("zhllama.export:export", "model -> Hugging Face directory to hand out, in a chosen dtype"),
+    "demo": ("zhllama.demo.run:demo", "all of the above on embedded weights and text"),
 }
 
 

@@ -1,0 +1,48 @@
+"""`zhllama export`: a model directory to hand out, in a chosen dtype."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from zhllama import artifact
+from zhllama.model.weights import copy_tokenizer, read_config, rewrite
+from zhllama.terminal import say
+
+
+@dataclass
+class ExportConfig:
+    """Write a model as a plain Hugging Face directory that transformers, vLLM and llama.cpp's converter read."""
+
+    model: str
+    """Model directory, for example what merge-adapter wrote."""
+    output: str
+    """New directory."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the weights; serving in 16 bits is the field's habit."""
+
+
+def export(config: ExportConfig) -> None:
+    """Convert shard by shard; config, generation settings, tokenizer and chat template come along.
+
+    Raises:
+        UserError: no model there, or weights other than safetensors.
+    """
+    source = artifact.require(config.model, "model", "--model")
+    settings = read_config(source)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    with artifact.create(config.output, "model", "export", config, {"model": source}) as run:
+        rewrite(source, run.path, lambda _, tensor: tensor.to(dtype), "exporting")
+        settings |= {"dtype": config.dtype}
+        (run.path / "config.json").write_text(
+            json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8"
+        )
+        if (source / "generation_config.json").is_file():
+            shutil.copyfile(source / "generation_config.json", run.path / "generation_config.json")
+        copy_tokenizer(source, run.path)
+        run.result = {"dtype": config.dtype, "base": artifact.fingerprint(source)}
+    say(f"{run.path}: {config.dtype} weights, tokenizer and chat template; opens with transformers and vLLM")
