@@ -84,7 +84,8 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     if defaults:  # what only the machine can tell, such as bf16
         parser.set_defaults(defaults())
     lists = {name for name, hint in hints.items() if typing.get_origin(hint) is list}
-    arguments = [_underscored(argument) for argument in arguments]
+    switches = {f"--{name}" for name, hint in hints.items() if hint is bool}
+    arguments = _switched([_underscored(argument) for argument in arguments], switches)
     if {"-h", "--help"} & set(arguments):
         _tidy_help(parser)
     values = parser.parse_args(_repeatable(arguments, lists))
@@ -132,6 +133,15 @@ def _underscored(argument: str) -> str:
         return argument
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _switched(arguments: list[str], switches: set[str]) -> list[str]:
+    """A bare `--fast` means `--fast true`."""
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in switches and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _tidy_help(parser: Any) -> None:

@@ -105,7 +105,6 @@ class BlockTrainer(Trainer):
         lora: LoraSettings,
         max_minutes: float | None = None,
     ) -> None:
-        use_threads(args)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(args.output_dir) / "logs")
         super().__init__(model=model, args=args, train_dataset=blocks)
         self.model_accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
@@ -287,13 +286,6 @@ class StepCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the terminal clean."""
         self.bar.stop()
-
-
-def use_threads(args: TrainingArguments) -> None:
-    """Share the cores among the ranks of this machine: launchers leave each rank all of them."""
-    if args.device.type == "cpu":
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def describe(model: TrainableModel) -> str:

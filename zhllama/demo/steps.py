@@ -109,8 +109,8 @@ def plan(home: Path, budget: Budget) -> list[Step]:
              "--tokenizer", at["tokenizer"], *texts),
         step(4, "grow the embeddings", "model", 6, "resize-embeddings", "--model", at["base"],
              "--tokenizer", at["tokenizer"]),
-        step(5, "pack for the grown model", "tokens", 5, "pack", "--corpus", at["corpus-zh"], "--replay", at["corpus-en"],
-             "--model", at["model"], "--block-size", block),
+        step(5, "pack for the grown model", "tokens", 5, "pack", "--corpus", at["corpus-zh"],
+             "--replay", at["corpus-en"], "--model", at["model"], "--block-size", block),
         step(5, "pack for the base (control arm)", "tokens-base", 8, "pack", "--corpus", at["corpus-zh"],
              "--replay", at["corpus-en"], "--model", at["base"], "--block-size", block),
         step(6, "pretrain, vocabulary extended", "pretrain", 60 * minutes + 40, *pretrain, "--model", at["model"],
@@ -136,8 +136,20 @@ def plan(home: Path, budget: Budget) -> list[Step]:
 
 
 OUTPUTS = (
-    "base corpus-zh corpus-en chinese tokenizer model tokens tokens-base pretrain pretrain-base merged sft final"
-).split()
+    "base",
+    "corpus-zh",
+    "corpus-en",
+    "chinese",
+    "tokenizer",
+    "model",
+    "tokens",
+    "tokens-base",
+    "pretrain",
+    "pretrain-base",
+    "merged",
+    "sft",
+    "final",
+)
 
 
 def run_steps(steps: list[Step], log: Path) -> dict[str, tuple[float, float]]:
