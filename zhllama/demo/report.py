@@ -105,8 +105,8 @@ def _findings(measured: dict[str, Any], home: Path) -> list[str]:
     ]
     return [
         f"The extended tokenizer needs {times:.2f} times fewer tokens for the same Chinese news.",
-        f"Pretraining took Chinese news from {bits(base, 'news'):.3f} (base) to {bits(trained, 'news'):.3f} bits per byte, "
-        f"reviews from {bits(base, 'reviews'):.3f} to {bits(trained, 'reviews'):.3f}.",
+        f"Pretraining took Chinese news from {bits(base, 'news'):.3f} (base) to {bits(trained, 'news'):.3f} bits per "
+        f"byte, reviews from {bits(base, 'reviews'):.3f} to {bits(trained, 'reviews'):.3f}.",
         f"English moved from {bits(base, 'english'):.3f} to {bits(trained, 'english'):.3f} on the Python reference "
         f"({_change(base, trained, 'english')}) and from {bits(base, 'packages'):.3f} to {bits(trained, 'packages'):.3f} "
         f"on package descriptions, which nothing trained on ({_change(base, trained, 'packages')}).",
