@@ -6,24 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings, load_trainable
+from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
 from zhllama.pack import Blocks
 from zhllama.terminal import say
-from zhllama.tokenizer.load import load, token_bytes
-from zhllama.training import (
-    BlockTrainer,
-    check_arguments,
-    describe,
-    finish,
-    is_first_rank,
-    machine_defaults,
-    run_directory,
-)
+from zhllama.training import check_arguments, machine_defaults, run_directory, train
 
 
 @dataclass
@@ -40,6 +30,8 @@ class PretrainConfig:
     """Which embedding rows train: the new ones, all, or none."""
     freeze_new_rows: bool = False
     """Allow --embeddings none on an extended model, whose new rows then stay as initialised."""
+    embedding_learning_rate: float | None = None
+    """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     max_minutes: float | None = None
     """Stop after this many minutes of training: the number of steps is set from the first steps' speed."""
@@ -67,15 +59,7 @@ def pretrain(config: PretrainConfig) -> None:
     )
     check_embeddings(model_dir, config.embeddings, config.freeze_new_rows)
     with run_directory(config, "pretrain", {"model": model_dir, "tokens": tokens_dir}) as result:
-        set_seed(config.train.seed)
-        blocks = Blocks.open(tokens_dir)
-        model = load_trainable(model_dir, config.embeddings, config.lora, compute_dtype(config.train))
-        say(describe(model))
-        sizes = torch.from_numpy(token_bytes(load(model_dir, "--model").fast, model.config.vocab_size)).long()
-        trainer = BlockTrainer(model, config.train, blocks, sizes, model_dir, config.lora, config.max_minutes)
-        outcome = trainer.run()
-        if is_first_rank():
-            finish(model, Path(config.output))
+        outcome = train(config, model_dir, Blocks.open(tokens_dir))
         result.update(outcome)
     say(
         f"{config.output}: {outcome['steps']} steps, {outcome['tokens']:,} tokens, mean loss {outcome['mean_loss']:.3f}"
@@ -88,8 +72,3 @@ def packed_tokenizer(tokens_dir: Path) -> str:
     if "tokenizer" not in result:
         raise UserError(f"--tokens {tokens_dir}: not made by zhllama pack; run that first")
     return str(result["tokenizer"])
-
-
-def compute_dtype(train: TrainingArguments) -> torch.dtype:
-    """What the frozen weights are held in: the precision that training computes in."""
-    return torch.bfloat16 if train.bf16 else torch.float16 if train.fp16 else torch.float32

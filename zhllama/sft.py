@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, TrainingArguments
 
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Source, encode_mixture
-from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings, load_trainable
+from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
 from zhllama.pack import check_block_size, pack_conversations
-from zhllama.pretrain import compute_dtype
 from zhllama.terminal import print_table, say
-from zhllama.tokenizer.load import load, token_bytes
-from zhllama.training import (
-    BlockTrainer,
-    check_arguments,
-    describe,
-    finish,
-    is_first_rank,
-    machine_defaults,
-    run_directory,
-)
+from zhllama.training import check_arguments, machine_defaults, run_directory, train
 
 
 @dataclass
@@ -41,6 +29,8 @@ class SftConfig:
     """Tokens per block; conversations are packed whole, longer ones dropped and counted."""
     embeddings: Embeddings = "none"
     """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
+    embedding_learning_rate: float | None = None
+    """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
     max_minutes: float | None = None
     """Stop after this many minutes of training: the number of steps is set from the first steps' speed."""
@@ -67,18 +57,11 @@ def sft(config: SftConfig) -> None:
             f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
         )
     with run_directory(config, "sft", inputs) as result:
-        set_seed(config.train.seed)
         samples, table = encode_mixture(config.data, tokenizer, config.block_size)
         print_table("Mixture", ["file", "format", "rows", "dropped", "tokens", "share"], table)
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         blocks = pack_conversations(samples, config.block_size, padding)
-        model = load_trainable(model_dir, config.embeddings, config.lora, compute_dtype(config.train))
-        say(describe(model))
-        sizes = torch.from_numpy(token_bytes(load(model_dir, "--model").fast, model.config.vocab_size)).long()
-        trainer = BlockTrainer(model, config.train, blocks, sizes, model_dir, config.lora, config.max_minutes)
-        outcome = trainer.run()
-        if is_first_rank():
-            finish(model, Path(config.output))
+        outcome = train(config, model_dir, blocks)
         result.update(outcome, mixture=table, blocks=len(blocks))
     say(
         f"{config.output}: {outcome['steps']} steps on {len(samples):,} conversations in {len(blocks):,} blocks"

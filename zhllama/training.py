@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.metrics import StepCallback, plot_loss
 from zhllama.model.trainable import (
     ADAPTER_WEIGHTS,
+    Embeddings,
     LoraSettings,
     TrainableModel,
     load_adapter,
+    load_trainable,
     save_adapter,
 )
 from zhllama.pack import IGNORED, Blocks
-from zhllama.page import line_plot
-from zhllama.terminal import console, progress_bar, say
-
-METRICS = "metrics.jsonl"
-MEASURED_STEPS = 4  # a time budget is turned into steps after this many; the first two only warm up
+from zhllama.terminal import say
+from zhllama.tokenizer.load import load, token_bytes
 
 
 def machine_defaults() -> dict[str, Any]:
@@ -92,32 +90,57 @@ def run_directory(config: Any, command: str, inputs: dict[str, Path]) -> Iterato
         yield run.result
 
 
+class Stage(Protocol):
+    """What the settings of pretrain and sft share."""
+
+    output: str
+    embeddings: Embeddings
+    embedding_learning_rate: float | None
+    lora: LoraSettings
+    max_minutes: float | None
+    train: TrainingArguments
+
+
+def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
+    """Load the model, train it on the blocks, save and re-open the adapter; returns steps, tokens and mean loss.
+
+    Raises:
+        UserError: no such LoRA target, a save that does not reopen.
+    """
+    set_seed(stage.train.seed)
+    model = load_trainable(model_dir, stage.embeddings, stage.lora, compute_dtype(stage.train))
+    say(describe(model))
+    sizes = torch.from_numpy(token_bytes(load(model_dir, "--model").fast, model.config.vocab_size)).long()
+    outcome = BlockTrainer(model, stage, blocks, sizes, model_dir).run()
+    if is_first_rank():
+        finish(model, Path(stage.output))
+    return outcome
+
+
+def compute_dtype(arguments: TrainingArguments) -> torch.dtype:
+    """What the frozen weights are held in: the precision that training computes in."""
+    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+
+
 class BlockTrainer(Trainer):
     """Trainer over packed blocks that reports bits per byte and saves only what trains, in peft's layout."""
 
+    optimizer: Any
+
     def __init__(
-        self,
-        model: TrainableModel,
-        args: TrainingArguments,
-        blocks: Blocks,
-        token_bytes: Tensor,
-        base: Path,
-        lora: LoraSettings,
-        max_minutes: float | None = None,
+        self, model: TrainableModel, stage: Stage, blocks: Blocks, token_bytes: Tensor, base: Path
     ) -> None:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(args.output_dir) / "logs")
-        super().__init__(model=model, args=args, train_dataset=blocks)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(stage.output) / "logs")
+        super().__init__(model=model, args=stage.train, train_dataset=blocks)
         self.model_accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
-        self.token_bytes, self.base_directory, self.lora = token_bytes, base, lora
-        self.max_minutes = max_minutes
+        self.stage, self.token_bytes, self.base_directory = stage, token_bytes, base
         self.planned_steps = 0
-        self.seen = torch.zeros(
-            2, dtype=torch.float64
-        )  # tokens with a label and their bytes, since the last log
+        # Tokens with a label and their bytes, since the last log.
+        self.seen = torch.zeros(2, dtype=torch.float64)
         self.total_tokens = 0
         for quiet in (PrinterCallback, ProgressCallback):
             self.remove_callback(quiet)
-        self.add_callback(StepCallback(self))
+        self.add_callback(StepCallback(self, stage.max_minutes))
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the last checkpoint where there is one, and save adapter and plots."""
@@ -154,9 +177,23 @@ class BlockTrainer(Trainer):
             self.seen.zero_()
         super().log(logs, start_time)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Two groups of parameters: LoRA, and embedding rows at their own learning rate without weight decay."""
+        if self.optimizer is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            lora: list[torch.nn.Parameter] = []
+            rows: list[torch.nn.Parameter] = []
+            for key, parameter in self.model.trainable().items():
+                (lora if "lora_" in key else rows).append(parameter)
+            groups: list[dict[str, Any]] = [{"params": lora, "weight_decay": self.args.weight_decay}]
+            rate = self.stage.embedding_learning_rate or self.args.learning_rate
+            groups.append({"params": rows, "weight_decay": 0.0, "lr": rate})
+            self.optimizer = kind([group for group in groups if group["params"]], **settings)
+        return self.optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Under a time budget: warm-up and cosine over `planned_steps`, which is set once speed is known."""
-        if self.max_minutes is None:
+        if self.stage.max_minutes is None:
             return super().create_scheduler(num_training_steps, optimizer)
         self.planned_steps = num_training_steps
 
@@ -184,7 +221,7 @@ class BlockTrainer(Trainer):
                 save_adapter(
                     Path(output_dir or self.args.output_dir),
                     dict(parameters),
-                    self.lora,
+                    self.stage.lora,
                     self.base_directory,
                     self.model.config,
                     self.model.new_row_count,
@@ -218,76 +255,6 @@ class BlockTrainer(Trainer):
         load_adapter(self.model, Path(resume_from_checkpoint))
 
 
-class StepCallback(TrainerCallback):
-    """Progress with time left, `metrics.jsonl`, and the end of a time budget."""
-
-    def __init__(self, trainer: BlockTrainer) -> None:
-        self.trainer = trainer
-        self.bar = progress_bar()
-        self.begun = self.measured = time.monotonic()
-        self.before = 0.0
-        self.start_step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Continue `metrics.jsonl` after the step that training resumes at."""
-        self.begun, self.start_step = time.monotonic(), state.global_step
-        if not state.is_world_process_zero:
-            return
-        self.file = Path(args.output_dir) / METRICS
-        kept = [line for line in read_metrics(self.file) if line["step"] <= state.global_step]
-        self.before = kept[-1]["seconds"] if kept else 0.0
-        self.trainer.total_tokens = kept[-1]["tokens"] if kept else 0
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self.bar.start()
-        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Turn minutes into steps once a step's time is known; all ranks take the first one's answer."""
-        done = state.global_step - self.start_step
-        if self.trainer.max_minutes is None:
-            return
-        if done == MEASURED_STEPS // 2:
-            self.measured = time.monotonic()
-        if done == MEASURED_STEPS:
-            now = time.monotonic()
-            per_step = (now - self.measured) / (MEASURED_STEPS - MEASURED_STEPS // 2)
-            left = max(0.0, self.trainer.max_minutes * 60 - self.before - (now - self.begun))
-            steps = torch.tensor(state.global_step + max(1, int(left / per_step)), device=args.device)
-            if args.world_size > 1:
-                torch.distributed.broadcast(steps, 0)
-            state.max_steps = self.trainer.planned_steps = min(int(steps), state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """One line per logged step."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        seconds = self.before + time.monotonic() - self.begun
-        line = {
-            "step": state.global_step,
-            "loss": logs["loss"],
-            "bits_per_byte": round(logs["bits_per_byte"], 5),
-            "tokens": logs["tokens"],
-            "seconds": round(seconds, 2),
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
-        }
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-        note = f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte  {logs['tokens'] / seconds:,.0f} tokens/s"
-        self.bar.update(self.task, completed=state.global_step, total=state.max_steps, note=note)
-        if not console.is_terminal and (state.global_step % max(1, state.max_steps // 10) == 0):
-            rest = (
-                (seconds - self.before)
-                / (state.global_step - self.start_step)
-                * (state.max_steps - state.global_step)
-            )
-            say(f"step {state.global_step}/{state.max_steps}  {note}  {rest / 60:.1f} min left")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave the terminal clean."""
-        self.bar.stop()
-
-
 def describe(model: TrainableModel) -> str:
     """One line that says what trains and how much of the whole it is."""
     sizes: dict[str, int] = {}
@@ -317,19 +284,3 @@ def finish(model: TrainableModel, output: Path) -> None:
             raise UserError(
                 f"{output / ADAPTER_WEIGHTS}: {key} never moved from zero; training had no effect"
             )
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; none where there is no file."""
-    return (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    )
-
-
-def plot_loss(output: Path) -> None:
-    """Write `loss.png`, bits per byte over tokens, beside `metrics.jsonl`."""
-    lines = read_metrics(output / METRICS)
-    curve = ([line["tokens"] for line in lines], [line["bits_per_byte"] for line in lines])
-    line_plot({"training": curve}, "tokens", "bits per byte", output.name).savefig(
-        output / "loss.png", dpi=120
-    )
