@@ -5,11 +5,15 @@ import io
 import json
 import pydoc_data.topics
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from zhllama.tokenizer import write
 
 
 def package_folder(name: str) -> Path:
@@ -87,6 +91,62 @@ def bytelevel_base(tmp_path_factory: pytest.TempPathFactory, english_text: str, 
     roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
     settings = {**roles, "tokenizer_class": "GPT2Tokenizer", "model_max_length": 2048}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return directory
+
+
+def shipped_template(name: str) -> str:
+    """One of the package's chat templates."""
+    return files("zhllama").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def save_tiny_llama(directory: Path, tied: bool) -> None:
+    """Random weights, config and generation config that fit the tokenizer in a directory: 2 layers of 32."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_base: Path) -> Path:
+    """A random 2-layer LLaMA, untied, on the SentencePiece base: `<pad>` and the template alpaca_zh inside."""
+    directory = tmp_path_factory.mktemp("sentencepiece_model")
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(sentencepiece_base.read_bytes())
+    write.append_specials(proto, {len(proto.pieces): ("<pad>", True)})
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    settings = {**roles, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512}
+    fast = write.sentencepiece_tokenizer(proto)
+    write.write_directory(directory, fast, proto, settings, shipped_template("alpaca_zh"))
+    save_tiny_llama(directory, tied=False)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bytelevel_model_dir(tmp_path_factory: pytest.TempPathFactory, bytelevel_base: Path) -> Path:
+    """A random 2-layer LLaMA, tied, on the byte-level base: `<pad>` and the template chatml inside."""
+    directory = tmp_path_factory.mktemp("bytelevel_model")
+    fast = Tokenizer.from_file(str(bytelevel_base / "tokenizer.json"))
+    fast.add_special_tokens(["<pad>"])
+    settings = json.loads((bytelevel_base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    write.write_directory(directory, fast, None, settings, shipped_template("chatml"))
+    save_tiny_llama(directory, tied=True)
     return directory
 
 
