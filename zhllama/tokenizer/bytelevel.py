@@ -54,8 +54,11 @@ class ByteLevelVocabulary:
 def extend(state: dict[str, Any], keys: Sequence[str], specials: Sequence[str]) -> dict[str, Any]:
     """A byte-level `tokenizer.json` with new pieces, then new special tokens, after all its ids."""
     model = state["model"]
-    vocabulary: dict[str, int] = dict(model["vocab"])
-    last = max([*vocabulary.values(), *(token["id"] for token in state["added_tokens"])])
+    # tokenizers numbers an added token that the vocabulary lacks (Llama-3's are) anew, after the last piece.
+    vocabulary: dict[str, int] = model["vocab"] | {
+        token["content"]: token["id"] for token in state["added_tokens"]
+    }
+    last = max(vocabulary.values())
     vocabulary |= {key: last + 1 + place for place, key in enumerate(keys)}
     pairs = [
         (key[:cut], key[cut:])
