@@ -163,3 +163,67 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data")
     return folder
+
+
+@pytest.fixture(params=["sentencepiece", "bytelevel"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Both kinds of base in turn: SentencePiece untied, byte-level tied."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def model_dirs(sentencepiece_model_dir: Path, bytelevel_model_dir: Path) -> dict[str, Path]:
+    """The tiny LLaMAs by kind."""
+    return {"sentencepiece": sentencepiece_model_dir, "bytelevel": bytelevel_model_dir}
+
+
+@pytest.fixture(scope="session")
+def merged_tokenizers(
+    tmp_path_factory: pytest.TempPathFactory, model_dirs: dict[str, Path], chinese_text: str
+) -> dict[str, Path]:
+    """Their tokenizers with Chinese words merged in, by kind."""
+    from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
+
+    folder = tmp_path_factory.mktemp("merged")
+    pairs = re.findall("[一-鿿]{2}", chinese_text[:2500])
+    (folder / "words.txt").write_text("\n".join(dict.fromkeys(pairs)), encoding="utf-8")
+    for kind, base in model_dirs.items():
+        merge_tokenizer(MergeTokenizerConfig(str(base), str(folder / "words.txt"), str(folder / kind)))
+    return {kind: folder / kind for kind in model_dirs}
+
+
+@pytest.fixture(scope="session")
+def extended_models(
+    tmp_path_factory: pytest.TempPathFactory, model_dirs: dict[str, Path], merged_tokenizers: dict[str, Path]
+) -> dict[str, Path]:
+    """The tiny LLaMAs with embeddings grown to the merged tokenizers, by kind."""
+    from zhllama.model.resize import ResizeConfig, resize_embeddings
+
+    folder = tmp_path_factory.mktemp("extended")
+    for kind, base in model_dirs.items():
+        resize_embeddings(ResizeConfig(str(base), str(merged_tokenizers[kind]), str(folder / kind)))
+    return {kind: folder / kind for kind in model_dirs}
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory, chinese_text: str) -> Path:
+    """JSONL of 60 documents of Chinese text, several paragraphs each."""
+    lines = chinese_text.splitlines()[:360]
+    documents = ["\n".join(lines[at : at + 6]) for at in range(0, len(lines), 6)]
+    file = tmp_path_factory.mktemp("corpus") / "news.jsonl"
+    rows = [json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents]
+    file.write_text("".join(rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def token_dirs(
+    tmp_path_factory: pytest.TempPathFactory, extended_models: dict[str, Path], corpus_file: Path
+) -> dict[str, Path]:
+    """The corpus in blocks of 64 tokens of the merged tokenizers, by kind."""
+    from zhllama.pack import PackConfig, pack
+
+    folder = tmp_path_factory.mktemp("tokens")
+    for kind, model in extended_models.items():
+        pack(PackConfig(str(corpus_file), str(model), str(folder / kind), block_size=64))
+    return {kind: folder / kind for kind in extended_models}
