@@ -12,8 +12,8 @@ import torch
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Message
+from zhllama.device import default_device, default_dtype
 from zhllama.terminal import console, say, track
-from zhllama.training import cpu_prefers_bf16
 
 
 @dataclass
@@ -60,10 +60,8 @@ class Speaker:
         self.tokenizer = AutoTokenizer.from_pretrained(str(directory))
         if self.tokenizer.chat_template is None:
             raise UserError(f"--model {directory}: no chat template inside, so it cannot chat")
-        cuda = torch.cuda.is_available()
-        dtype = torch.bfloat16 if cuda or cpu_prefers_bf16() else torch.float32
-        self.model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
-        self.model.to("cuda" if cuda else "cpu").eval()
+        self.model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=default_dtype())
+        self.model.to(default_device()).eval()
         self.config = config
         torch.manual_seed(config.seed)
 

@@ -12,13 +12,13 @@ import torch
 from zhllama import artifact
 from zhllama.config import UserError, split_pair
 from zhllama.corpus.read import read_documents
+from zhllama.device import default_device, default_dtype
 from zhllama.model.merge import check_base
 from zhllama.model.trainable import Embeddings, TrainableModel, adapter_settings, load_adapter, load_trainable
 from zhllama.pack import check_block_size, pack_conversations
 from zhllama.page import Page, bar_plot
 from zhllama.terminal import print_table, track
 from zhllama.tokenizer.load import Loaded, load
-from zhllama.training import cpu_prefers_bf16
 
 BATCH_TOKENS = 2048  # per forward pass; the loss is chunked, so this bounds the body's activations
 HEADER = ["text", "bits per byte", "bits per character", "loss per token", "characters per token", "bytes"]
@@ -135,9 +135,7 @@ def _model_directory(config: EvaluateConfig, inputs: dict[str, Path]) -> Path:
 
 def _load(model_dir: Path, adapter: Path | None) -> TrainableModel:
     """The model as training sees it, so that the loss is the same code; without adapter nothing is added to it."""
-    cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if cuda or cpu_prefers_bf16() else torch.float32
-    device = "cuda" if cuda else "cpu"
+    dtype, device = default_dtype(), default_device()
     if adapter is None:
         return load_trainable(model_dir, "none", None, dtype, device)
     lora, content = adapter_settings(adapter)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from zhllama.training import BlockTrainer
 
 METRICS = "metrics.jsonl"
-MEASURED_STEPS = 4  # a time budget is turned into steps after this many; the first half only warms up
 
 
 class StepCallback(TrainerCallback):
@@ -26,7 +25,7 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: BlockTrainer, max_minutes: float | None) -> None:
         self.trainer, self.max_minutes = trainer, max_minutes
         self.bar = progress_bar()
-        self.begun = self.measured = time.monotonic()
+        self.begun = time.monotonic()
         self.before = 0.0
         self.start_step = 0
 
@@ -44,20 +43,23 @@ class StepCallback(TrainerCallback):
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Turn minutes into steps once a step's time is known; all ranks take the first one's answer."""
-        done = state.global_step - self.start_step
+        """Under a time budget, plan the steps that are left from the speed so far; all ranks take the first one's.
+
+        The first step compiles and warms up: neither budget nor speed counts it.
+        """
         if self.max_minutes is None:
             return
-        if done == MEASURED_STEPS // 2:
-            self.measured = time.monotonic()
-        if done == MEASURED_STEPS:
-            now = time.monotonic()
-            per_step = (now - self.measured) / (MEASURED_STEPS - MEASURED_STEPS // 2)
-            left = max(0.0, self.max_minutes * 60 - self.before - (now - self.begun))
-            steps = torch.tensor(state.global_step + max(1, int(left / per_step)), device=args.device)
-            if args.world_size > 1:
-                torch.distributed.broadcast(steps, 0)
-            state.max_steps = self.trainer.planned_steps = min(int(steps), state.max_steps)
+        now, done = time.monotonic(), state.global_step - self.start_step
+        if done == 1:
+            self.warm, self.limit = now, state.max_steps
+            return
+        left = max(0.0, self.max_minutes * 60 - self.before - (now - self.warm))
+        planned = state.global_step + int(left * (done - 1) / (now - self.warm))
+        steps = torch.tensor(min(planned, self.limit), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.broadcast(steps, 0)
+        state.max_steps = self.trainer.planned_steps = int(steps)
+        control.should_training_stop |= state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """One line per logged step."""

@@ -34,7 +34,7 @@ class PretrainConfig:
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     max_minutes: float | None = None
-    """Stop after this many minutes of training: the number of steps is set from the first steps' speed."""
+    """Stop after this many minutes of training; the schedule follows the speed of the steps."""
     train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
     """Any field of transformers.TrainingArguments."""
 

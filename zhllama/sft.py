@@ -33,7 +33,7 @@ class SftConfig:
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
     max_minutes: float | None = None
-    """Stop after this many minutes of training: the number of steps is set from the first steps' speed."""
+    """Stop after this many minutes of training; the schedule follows the speed of the steps."""
     train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
     """Any field of transformers.TrainingArguments."""
 

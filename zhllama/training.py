@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.device import prefers_bf16
 from zhllama.metrics import StepCallback, plot_loss
 from zhllama.model.trainable import (
     ADAPTER_WEIGHTS,
@@ -36,24 +37,13 @@ def machine_defaults() -> dict[str, Any]:
     """Defaults of TrainingArguments that only the machine can tell, and ours where the field's differ."""
     cuda = torch.cuda.is_available()
     return {
-        "train.bf16": torch.cuda.is_bf16_supported() if cuda else cpu_prefers_bf16(),
+        "train.bf16": prefers_bf16(),
         "train.use_cpu": not cuda,
         "train.report_to": ["tensorboard"],
         "train.logging_steps": 1,
         "train.dataloader_pin_memory": cuda,
         "train.save_total_limit": 2,
     }
-
-
-def cpu_prefers_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32.
-
-    With AMX it does, and AMD's avx512_bf16 does too. Intel's avx512_bf16 alone does not: on Sapphire Rapids
-    without AMX a bfloat16 matrix product takes 1.9 times as long as in float32 (benchmarks/precision.py).
-    """
-    capabilities = torch.cpu.get_capabilities()
-    intel = "Intel" in str(capabilities.get("cpu_name", ""))
-    return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and not intel))
 
 
 def check_arguments(train: Any) -> None:
@@ -192,7 +182,7 @@ class BlockTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Under a time budget: warm-up and cosine over `planned_steps`, which is set once speed is known."""
+        """Under a time budget: warm-up and cosine over `planned_steps`, kept up to date by StepCallback."""
         if self.stage.max_minutes is None:
             return super().create_scheduler(num_training_steps, optimizer)
         self.planned_steps = num_training_steps

@@ -34,7 +34,7 @@ class Budget:
 
 
 FULL = Budget(6.0, 2.5, 18_000, 24_000, 60, 512)
-FAST = Budget(0.25, 0.25, 18_000, 4_000, 24, 256)
+FAST = Budget(0.25, 0.25, 18_000, 2_500, 24, 256)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""What this machine computes with: the accelerator and the precision that suits it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def default_device() -> str:
+    """`cuda` where there is one, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def prefers_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32.
+
+    GPUs since Ampere do, CPUs with AMX do, and AMD's avx512_bf16 does too. Intel's avx512_bf16 alone does not: on
+    Sapphire Rapids without AMX a bfloat16 matrix product takes twice as long as in float32
+    (benchmarks/precision.py).
+    """
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities = torch.cpu.get_capabilities()
+    intel = "Intel" in str(capabilities.get("cpu_name", ""))
+    return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and not intel))
+
+
+def default_dtype() -> torch.dtype:
+    """What weights are held and multiplied in where nothing else is asked for."""
+    return torch.bfloat16 if prefers_bf16() else torch.float32
