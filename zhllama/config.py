@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import itertools
+import json
 import re
+import types
 import typing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -31,6 +34,7 @@ SHOWN = {
     "seed",
     "report_to",
 }
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 
 
 class UserError(ValueError):
@@ -51,7 +55,8 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     """Fill `config_class` from `--config FILE` (repeatable) and `--field.sub value`; later ones win.
 
     Raises:
-        UserError: an unknown or mistyped setting (with "did you mean"), a missing one, a missing recipe.
+        UserError: an unknown or mistyped setting (with "did you mean"), a missing one, a value of the wrong type,
+            a recipe that is missing, not UTF-8, not YAML or not a mapping.
     """
     import jsonargparse
     from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
@@ -60,11 +65,10 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
 
     class Parser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(_explain(message, [action.dest for action in self._actions]))
+            raise UserError(_explain(message, {a.dest: getattr(a, "_typehint", None) for a in self._actions}))
 
     for recipe in _recipes(arguments):
-        if not Path(recipe).is_file():
-            raise UserError(f"--config {recipe}: no such file")
+        _check_recipe(recipe)
     parser = Parser(
         prog=f"zhllama {command}",
         usage=f"zhllama {command} [--config RECIPE.yaml ...] [--SETTING VALUE ...]",
@@ -83,8 +87,14 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     defaults = getattr(config_class, "defaults", None)
     if defaults:  # what only the machine can tell, such as bf16
         parser.set_defaults(defaults())
-    lists = {name for name, hint in hints.items() if typing.get_origin(hint) is list}
-    switches = {f"--{name}" for name, hint in hints.items() if hint is bool}
+    lists = {
+        name: typing.get_args(hint)[0] for name, hint in hints.items() if typing.get_origin(hint) is list
+    }
+    switches = {
+        f"--{action.dest}"
+        for action in parser._actions
+        if bool in _members(getattr(action, "_typehint", None))
+    }
     arguments = _switched([_underscored(argument) for argument in arguments], switches)
     if {"-h", "--help"} & set(arguments):
         _tidy_help(parser)
@@ -93,7 +103,12 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     check = getattr(config_class, "check", None)
     if check:  # before TrainingArguments starts anything
         check(values.train)
-    instance = parser.instantiate(values)
+    try:
+        instance = parser.instantiate(values)
+    except UserError:
+        raise
+    except ValueError as problem:  # TrainingArguments refuses a choice or a combination
+        raise UserError(f"train: {_one_line(str(problem))}") from problem
     fields = {field.name: instance[field.name] for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**fields)
 
@@ -127,6 +142,23 @@ def _prepare_training_arguments(parser: Any) -> None:
     parser.epilog = "Any other field of transformers.TrainingArguments is --train.NAME too."
 
 
+def _check_recipe(recipe: str) -> None:
+    """Refuse what is no YAML mapping, by name: jsonargparse would quote the content instead."""
+    if not Path(recipe).is_file():
+        raise UserError(f"--config {recipe}: no such file")
+    try:
+        content = _yaml(Path(recipe).read_text(encoding="utf-8"), f"--config {recipe}")
+    except UnicodeDecodeError as problem:
+        raise UserError(
+            f"--config {recipe}: not UTF-8 at byte {problem.start}; convert it with iconv"
+        ) from problem
+    if not isinstance(content, dict) or all(value is None for value in content.values()):
+        raise UserError(f"--config {recipe}: not a recipe; it needs lines of `setting: value`")
+    train = content.get("train")
+    if "train.output_dir" in content or (isinstance(train, dict) and "output_dir" in train):
+        raise UserError(f"--config {recipe}: train.output_dir is --output: set that instead")
+
+
 def _underscored(argument: str) -> str:
     """`--block-size 512` and `--block_size 512` are the same flag; only the flag's name changes."""
     if not argument.startswith("--"):
@@ -137,7 +169,7 @@ def _underscored(argument: str) -> str:
 
 def _switched(arguments: list[str], switches: set[str]) -> list[str]:
     """A bare `--fast` means `--fast true`."""
-    following = [*arguments[1:], "--"]
+    following = [*arguments, "--"][1:]
     return [
         f"{argument}=true" if argument in switches and after.startswith("-") else argument
         for argument, after in zip(arguments, following, strict=True)
@@ -157,8 +189,8 @@ def _tidy_help(parser: Any) -> None:
         if action.dest == "print_config" or str(action.help).startswith("Path to a configuration file"):
             action.help = SUPPRESS
     for group in parser._action_groups:
-        if str(group.title).startswith("Configuration class for controlling"):
-            group.title = "train (transformers.TrainingArguments)"
+        if group.title == parser.description:
+            group.title = "settings"
 
 
 def _recipes(arguments: list[str]) -> list[str]:
@@ -166,44 +198,94 @@ def _recipes(arguments: list[str]) -> list[str]:
     return following + [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
 
 
-def _repeatable(arguments: list[str], lists: set[str]) -> list[str]:
-    """`--text a=1 --text b=2` as jsonargparse spells it: the first replaces the recipe's list, the rest append."""
+def _repeatable(arguments: list[str], lists: dict[str, Any]) -> list[str]:
+    """`--text a=1 --text b=2` as lists that grow, `--text=["a=1"] --text=["a=1", "b=2"]`: the last one wins.
+
+    Text is taken as it stands (`--special [MASK]` is no list); other items are YAML.
+    """
     rewritten: list[str] = []
-    seen: set[str] = set()
-    position = 0
-    while position < len(arguments):
-        flag, equals, value = arguments[position].partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
+    gathered: dict[str, list[Any]] = {}
+    stream = iter(arguments)
+    for argument in stream:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--")
         if not flag.startswith("--") or name not in lists:
-            rewritten.append(arguments[position])
-            position += 1
+            rewritten.append(argument)
             continue
         if not equals:
-            position += 1
-            value = arguments[position] if position < len(arguments) else ""
-        position += 1
-        rewritten.append(f"--{name}+={value}" if name in seen else f"--{name}={_as_list(value)}")
-        seen.add(name)
+            value = next(stream, "--")
+            if value.startswith("--"):
+                raise UserError(f"{flag}: give it a value")
+        item = value if lists[name] is str else _yaml(value, f"{flag} {value}")
+        items = gathered.setdefault(name, [])
+        items.extend(item if isinstance(item, list) else [item])
+        rewritten.append(f"{flag}={json.dumps(items, ensure_ascii=False)}")
     return rewritten
 
 
-def _as_list(value: str) -> str:
-    import json
+def _yaml(text: str, where: str) -> Any:
+    import yaml
 
-    return value if value.startswith("[") else json.dumps([value], ensure_ascii=False)
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as problem:
+        assert problem.problem_mark is not None
+        raise UserError(
+            f"{where}: not YAML in line {problem.problem_mark.line + 1}: {problem.problem}"
+        ) from problem
+    except yaml.YAMLError as problem:  # a control character
+        raise UserError(f"{where}: not YAML: {_one_line(str(problem))}") from problem
 
 
-def _explain(message: str, known: list[str]) -> str:
-    """One line from jsonargparse's message, with the nearest known setting."""
+def _explain(message: str, settings: dict[str, Any]) -> str:
+    """One line from jsonargparse's message, with the nearest of the settings (name -> type) or the type wanted."""
     if "train.output_dir" in message:
         return "train.output_dir is --output: set that instead"
-    unknown = re.search(
-        r"(?:Option '|[Uu]nrecognized arguments: --|[Kk]ey '|Group '|Key \"|does not accept option ')([\w.\-]+)",
-        message,
-    )
-    if unknown and ("not accepted" in message or "nrecognized" in message or "not expected" in message):
-        key = unknown.group(1).replace("-", "_")
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    unknown = re.search(r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
+    grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.-]+)'", message)
+    if unknown or grouped:
+        match = unknown or grouped
+        assert match is not None
+        key = ".".join(filter(None, match.groups()))
+        near = difflib.get_close_matches(key.replace("-", "_"), settings, n=1, cutoff=0.5)
         return f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else "; see --help")
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    return " ".join(lines[:4])
+    missing = re.search(r"arguments are required: (.+)", message)
+    if missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing.group(1).split(", "))
+        return f"missing {flags}; see --help"
+    typed = re.match(r'Parser key "([^"]+)":\s*(.+)', message, re.DOTALL)
+    if not typed:
+        return _one_line(message)
+    key, what = typed.groups()
+    value = re.search(r"(?:Got value|Given value|import path string): (.*)|load config '(.*)'", what)
+    if not value:  # an item's own message
+        return f"{key}: {_one_line(what)}"
+    given = next(filter(None, value.groups()), "")
+    hint = settings.get(key)
+    return f"{key} {given}: " + (f"it must be {_kind(hint)}" if hint else f"a group; set --{key}.NAME")
+
+
+def _kind(hint: Any) -> str:
+    """What a value of a type looks like, for people."""
+    if typing.get_origin(hint) is list:
+        item = typing.get_args(hint)[0]
+        if dataclasses.is_dataclass(item):
+            example = ", ".join(f"{field.name}: ..." for field in dataclasses.fields(item))
+            return f"a list such as [{{{example}}}]"
+        return "a list such as [a, b]"
+    choices = [
+        str(choice.value if isinstance(choice, enum.Enum) else choice)
+        for member in _members(hint)
+        for choice in (member if isinstance(member, enum.EnumType) else typing.get_args(member))
+    ]
+    names = [NAMES[member] for member in _members(hint) if member in NAMES]
+    return f"one of {', '.join(choices)}" if choices else " or ".join(names) or str(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
