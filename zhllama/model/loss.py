@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # Tokens per chunk: 256 x 128k rows x 4 bytes = 131 MB, the largest buffer the loss ever holds.
@@ -52,27 +51,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for part, train in zip(parts, trained, strict=True)
         ]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        buffer = torch.empty(
+            min(CHUNK, len(rows)), sum(map(len, parts)), dtype=torch.float32, device=hidden.device
+        )
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, rows.shape[0], CHUNK):
-                piece = rows[start : start + CHUNK]
-                target = labels[start : start + CHUNK, None]
-                logits = torch.cat([F.linear(piece, part) for part in parts], dim=1).float()
-                normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
-                total += (normaliser - logits.gather(1, target)).sum()
+            for start in range(0, len(rows), CHUNK):
+                piece, target = rows[start : start + CHUNK], labels[start : start + CHUNK]
+                logits = buffer[: len(piece)]
+                slices = torch.split(logits, [len(part) for part in parts], dim=1)
+                for part, view in zip(parts, slices, strict=True):
+                    torch.mm(piece, part.T, out=view) if dtype == view.dtype else view.copy_(piece @ part.T)
+                wanted = logits.gather(1, target[:, None])
+                highest = logits.amax(1, keepdim=True)
+                # Probabilities up to their sum, written over the logits; the sum is divided out of the products.
+                spread = logits.sub_(highest).exp_().sum(1, keepdim=True)
+                total += (spread.log() + highest - wanted).sum()
                 if grad_hidden is None and not any(trained):
                     continue
-                # d loss / d logits = softmax - one_hot, written over the logits.
-                slope = logits.sub_(normaliser).exp_()
-                slope.scatter_add_(1, target, torch.full_like(target, -1, dtype=slope.dtype))
-                slopes = torch.split(slope.to(dtype), [part.shape[0] for part in parts], dim=1)
+                # d loss / d logits = softmax - one_hot: a product, and the target's own row taken away.
+                shares = [view.to(dtype) for view in slices]
                 if grad_hidden is not None:
-                    grad_hidden[start : start + CHUNK] = sum(
-                        (one @ part for one, part in zip(slopes, parts, strict=True)),
-                        torch.zeros((), dtype=dtype),
-                    )
-                for grad, one in zip(grads, slopes, strict=True):
+                    mixed = sum((share @ part).float() for share, part in zip(shares, parts, strict=True))
+                    grad_hidden[start : start + CHUNK] = mixed / spread - _rows(parts, target)
+                scaled = (piece / spread).to(dtype)
+                first = 0
+                for grad, share, part in zip(grads, shares, parts, strict=True):
                     if grad is not None:
-                        grad += (one.T @ piece).float()
+                        grad += share.T @ scaled
+                        own = (target >= first) & (target < first + len(part))
+                        grad.index_add_(0, target[own] - first, piece[own].float(), alpha=-1)
+                    first += len(part)
         ctx.save_for_backward(grad_hidden, *grads)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if new_rows is None else new_rows.dtype)
         return total
@@ -89,3 +97,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if new_dtype is None:
             return scaled(grad_hidden, hidden_dtype), scaled(grads[0], weight_dtype), None, None
         return scaled(grad_hidden, hidden_dtype), None, scaled(grads[1], new_dtype), None
+
+
+def _rows(parts: list[Tensor], ids: Tensor) -> Tensor:
+    """Rows of matrices that stand one below the other, (len(ids), hidden) float32."""
+    first, found = 0, torch.zeros(len(ids), parts[0].shape[1], device=ids.device)
+    for part in parts:
+        own = (ids >= first) & (ids < first + len(part))
+        found[own] = part[ids[own] - first].float()
+        first += len(part)
+    return found
