@@ -200,7 +200,7 @@ def _from_hub(name: str, flag: str) -> Path:
     """A hub snapshot, where the name looks like one and the hub answers."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             return Path(
@@ -208,7 +208,7 @@ def _from_hub(name: str, flag: str) -> Path:
                     name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
                 )
             )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
             raise UserError(
                 f"{flag} {name}: no such directory here, and the hub gave none ({type(problem).__name__})"
             ) from problem
