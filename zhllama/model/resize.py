@@ -65,20 +65,23 @@ def resize_embeddings(config: ResizeConfig) -> None:
     inputs = {"model": source, "tokenizer": tokenizer_dir}
     with artifact.create(config.output, "model", "resize-embeddings", config, inputs) as run:
         base, new = load(source, "--model"), load(tokenizer_dir, "--tokenizer")
-        first, rows = int(merged["first_new"]), int(merged["rows"])
+        rows = int(merged["rows"])
+        tied = bool(model_config.get("tie_word_embeddings", False))
+        for key in (INPUT_KEY,) if tied else (INPUT_KEY, OUTPUT_KEY):
+            with find_tensor(
+                source, key
+            ) as tensor:  # refuse a checkpoint without it before anything is written
+                # A base may have fewer rows than tokens: a pad token that was added without resizing.
+                first = min(int(merged["first_new"]), tensor.get_shape()[0])
         parts = sub_tokens(base, new, first, rows)
-        ends = {INPUT_KEY: config.init.input}
-        if not model_config.get("tie_word_embeddings", False):
-            ends[OUTPUT_KEY] = config.init.output
-        for key in ends:
-            with find_tensor(source, key):
-                pass  # refuse a checkpoint without it before anything is written
 
         def grow(name: str, tensor: Tensor) -> Tensor:
-            if name not in ends:
+            if name not in (INPUT_KEY, OUTPUT_KEY):
                 return tensor
-            generator = torch.Generator().manual_seed(config.seed + (name == OUTPUT_KEY))
-            fresh = new_rows(tensor[:first], parts, ends[name], config.init.noise, generator)
+            output = name == OUTPUT_KEY and not tied  # a tied model's file may hold the matrix twice
+            how = config.init.output if output else config.init.input
+            generator = torch.Generator().manual_seed(config.seed + output)
+            fresh = new_rows(tensor[:first], parts, how, config.init.noise, generator)
             return torch.cat([tensor[:first], fresh.to(tensor.dtype)])
 
         rewrite(source, run.path, grow, "resizing")
@@ -99,6 +102,7 @@ def sub_tokens(base: Loaded, new: Loaded, first: int, rows: int) -> list[tuple[l
     for row in range(first, rows):
         piece = new.fast.id_to_token(row)
         ids = [] if piece is None or piece in special else encode(new.piece_bytes(row))
+        ids = [] if max(ids, default=0) >= first else ids  # the base's own token without a row
         parts.append((ids, [max(len(base.piece_bytes(i)), 1) for i in ids]))
     return parts
 

@@ -1,0 +1,101 @@
+"""Safetensors checkpoints: which files, single tensors, rewriting shard by shard."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from zhllama.config import UserError
+from zhllama.model.weights import INDEX, INPUT_KEY, copy_tokenizer, find_tensor, read_config, rewrite, shards
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model_dir: Path) -> Path:
+    """The untied tiny LLaMA in several files."""
+    from transformers import AutoModelForCausalLM
+
+    directory = tmp_path_factory.mktemp("sharded")
+    model = AutoModelForCausalLM.from_pretrained(str(sentencepiece_model_dir))
+    model.save_pretrained(directory, max_shard_size="150KB")
+    return directory
+
+
+def tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint."""
+    return {name: tensor for file in shards(directory) for name, tensor in load_file(file).items()}
+
+
+def test_one_file_and_shards_hold_the_same(sharded: Path, sentencepiece_model_dir: Path) -> None:
+    assert [file.name for file in shards(sentencepiece_model_dir)] == ["model.safetensors"]
+    names = [file.name for file in shards(sharded)]
+    assert len(names) > 2
+    assert names == sorted(file.name for file in sharded.glob("*.safetensors"))
+    whole, parts = tensors(sentencepiece_model_dir), tensors(sharded)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_rows_of_a_tensor_in_any_shard(sharded: Path) -> None:
+    for name, tensor in tensors(sharded).items():
+        with find_tensor(sharded, name) as part:
+            assert part.get_shape() == list(tensor.shape)
+            assert torch.equal(part[-3:], tensor[-3:])
+
+
+def test_rewriting_passes_every_tensor_and_keeps_the_files(tmp_path: Path, sharded: Path) -> None:
+    seen: list[str] = []
+
+    def double(name: str, tensor: Tensor) -> Tensor:
+        seen.append(name)
+        return tensor.repeat(2, 1) if name == INPUT_KEY else tensor.half()
+
+    rewrite(sharded, tmp_path, double, "doubling")
+    before, after = tensors(sharded), tensors(tmp_path)
+    assert sorted(seen) == sorted(before)
+    assert after[INPUT_KEY].shape[0] == 2 * before[INPUT_KEY].shape[0]
+    assert {tensor.dtype for name, tensor in after.items() if name != INPUT_KEY} == {torch.float16}
+    old, new = (json.loads((directory / INDEX).read_text()) for directory in (sharded, tmp_path))
+    assert new["weight_map"] == old["weight_map"]
+    assert new["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in after.values())
+    with safe_open(shards(tmp_path)[0], framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}  # transformers wants it
+
+
+def test_tokenizer_files_come_along(tmp_path: Path, bytelevel_model_dir: Path) -> None:
+    copy_tokenizer(bytelevel_model_dir, tmp_path)
+    copied = {file.name for file in tmp_path.iterdir()}
+    expected = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
+    assert copied == expected
+    for name in copied:
+        assert (tmp_path / name).read_bytes() == (bytelevel_model_dir / name).read_bytes()
+
+
+def test_no_safetensors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--model .*: no model.safetensors inside \(only safetensors"):
+        shards(tmp_path)
+
+
+def test_a_shard_is_missing(tmp_path: Path, sharded: Path) -> None:
+    for file in sharded.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    gone = shards(tmp_path)[1]
+    gone.unlink()
+    with pytest.raises(UserError, match=f"no {gone.name} inside"):
+        shards(tmp_path)
+
+
+def test_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--base .*: no config.json inside"):
+        read_config(tmp_path, "--base")
+
+
+def test_no_such_tensor(sharded: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"no tensor transformer.wte.weight; a LLaMA-family checkpoint"),
+        find_tensor(sharded, "transformer.wte.weight"),
+    ):
+        raise AssertionError("found")
