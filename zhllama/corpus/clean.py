@@ -38,7 +38,7 @@ GUESSES = {
 
 @dataclass
 class CleanConfig:
-    """Settings of `zhllama clean`."""
+    """Clean raw text into a corpus: normalise it, drop what is not worth learning, keep duplicates once."""
 
     corpus: str
     """Raw text: a .txt, .jsonl or .parquet file (also .txt.gz, .jsonl.zst, ...), or a folder of them."""
