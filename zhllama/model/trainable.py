@@ -136,6 +136,9 @@ def load_trainable(
     """Load a model directory with everything frozen but the named parts, which are float32.
 
     `check_embeddings` says beforehand whether the choice makes sense; `lora=None` adds no adapter.
+
+    Raises:
+        UserError: a LoRA target that the model does not have.
     """
     from peft import inject_adapter_in_model
     from transformers import AutoModelForCausalLM
@@ -149,6 +152,7 @@ def load_trainable(
         base.get_input_embeddings().weight.requires_grad_(True)
         base.lm_head.weight.requires_grad_(True)
     if lora is not None:
+        _check_targets(base, lora)
         base = inject_adapter_in_model(_lora_config(lora), base)
     for name, parameter in base.named_parameters():
         rows = embeddings == "all" and name.endswith(("embed_tokens.weight", "lm_head.weight"))
@@ -251,6 +255,16 @@ def _last_rows(directory: Path, key: str, count: int) -> Tensor:
 
     with find_tensor(directory, key) as tensor:
         return torch.as_tensor(tensor[-count:]).float()
+
+
+def _check_targets(base: Any, lora: LoraSettings) -> None:
+    """peft passes over a target that matches nothing as long as another one does."""
+    known = {name.rpartition(".")[2] for name, layer in base.named_modules() if isinstance(layer, nn.Linear)}
+    for target in lora.targets:
+        if target not in known:
+            raise UserError(
+                f"lora.targets {target}: no such linear layer; there are {', '.join(sorted(known))}"
+            )
 
 
 def _lora_config(lora: LoraSettings) -> Any:
