@@ -83,7 +83,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     parser.add_class_arguments(config_class, sub_configs=False)
     hints = typing.get_type_hints(config_class)
     if "train" in hints:
-        _prepare_training_arguments(parser)
+        _prepare_training_arguments(parser, hints["train"])
     defaults = getattr(config_class, "defaults", None)
     if defaults:  # what only the machine can tell, such as bf16
         parser.set_defaults(defaults())
@@ -130,10 +130,21 @@ def as_given(config: Any) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", plain(config))
 
 
-def _prepare_training_arguments(parser: Any) -> None:
-    """Link --output to TrainingArguments.output_dir and keep the help to what people set."""
+def _prepare_training_arguments(parser: Any, train_class: Any) -> None:
+    """Link --output to TrainingArguments.output_dir and keep the help to what people set.
+
+    The defaults become those of the class again: an instance has resolved its own, and a resolved
+    activation_checkpointing=False would overrule the gradient_checkpointing=True of a recipe.
+    """
     from argparse import SUPPRESS
 
+    parser.set_defaults(
+        {
+            f"train.{field.name}": field.default
+            for field in dataclasses.fields(train_class)
+            if field.default is not dataclasses.MISSING and field.name != "output_dir"
+        }
+    )
     parser.link_arguments("output", "train.output_dir")
     for action in parser._actions:
         name = action.dest.removeprefix("train.")
@@ -189,7 +200,7 @@ def _tidy_help(parser: Any) -> None:
         if action.dest == "print_config" or str(action.help).startswith("Path to a configuration file"):
             action.help = SUPPRESS
     for group in parser._action_groups:
-        if group.title == parser.description:
+        if str(parser.description).startswith(str(group.title)):
             group.title = "settings"
 
 
@@ -229,10 +240,8 @@ def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as problem:
-        assert problem.problem_mark is not None
-        raise UserError(
-            f"{where}: not YAML in line {problem.problem_mark.line + 1}: {problem.problem}"
-        ) from problem
+        line = problem.problem_mark.line + 1 if problem.problem_mark else "?"
+        raise UserError(f"{where}: not YAML in line {line}: {problem.problem}") from problem
     except yaml.YAMLError as problem:  # a control character
         raise UserError(f"{where}: not YAML: {_one_line(str(problem))}") from problem
 
@@ -243,9 +252,7 @@ def _explain(message: str, settings: dict[str, Any]) -> str:
         return "train.output_dir is --output: set that instead"
     unknown = re.search(r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
     grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.-]+)'", message)
-    if unknown or grouped:
-        match = unknown or grouped
-        assert match is not None
+    if match := unknown or grouped:
         key = ".".join(filter(None, match.groups()))
         near = difflib.get_close_matches(key.replace("-", "_"), settings, n=1, cutoff=0.5)
         return f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else "; see --help")
