@@ -76,7 +76,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         # A document's first token follows nothing that it may see.
         learnt = positions != 0
         if self.loss is not None:
-            learnt &= torch.from_numpy(np.asarray(self.loss[index]))
+            learnt &= torch.from_numpy(np.array(self.loss[index]))
         return {"input_ids": ids, "position_ids": positions, "labels": torch.where(learnt, ids, IGNORED)}
 
     def save(self, directory: Path) -> None:
@@ -109,14 +109,10 @@ def pack(config: PackConfig) -> None:
     check_block_size(config.block_size, model)
     tokenizer = load(model, "--model")
     with artifact.create(config.output, "tokens", "pack", config, inputs) as run:
-        main = pack_documents(read_documents(corpus), tokenizer, config.block_size, f"packing {corpus.name}")
-        blocks = main
+        blocks = main = pack_documents(read_documents(corpus), tokenizer, config.block_size, "--corpus")
         if config.replay is not None:
             replay = pack_documents(
-                read_documents(inputs["replay"]),
-                tokenizer,
-                config.block_size,
-                f"packing {inputs['replay'].name}",
+                read_documents(inputs["replay"]), tokenizer, config.block_size, "--replay"
             )
             blocks = interleave(main, replay, config.replay_share)
         blocks.save(run.path)
@@ -125,7 +121,7 @@ def pack(config: PackConfig) -> None:
             "block_size": config.block_size,
             "blocks": len(blocks),
             "tokens": len(blocks) * config.block_size,
-            "documents": len(blocks.lengths),
+            "documents": int(np.count_nonzero(blocks.ids == tokenizer.eos_id())),
             "replay_blocks": len(blocks) - len(main),
         }
     say(
@@ -141,20 +137,24 @@ def check_block_size(block_size: int, model: Path) -> None:
         raise UserError(f"block_size {block_size}: {model} has {positions} positions; use at most that")
 
 
-def pack_documents(documents: Iterable[str], tokenizer: Loaded, size: int, what: str) -> Blocks:
-    """Concatenate documents, EOS after each, and cut every `size` tokens; the unfilled last block is dropped."""
+def pack_documents(documents: Iterable[str], tokenizer: Loaded, size: int, flag: str) -> Blocks:
+    """Concatenate documents, EOS after each, and cut every `size` tokens; the unfilled last block is dropped.
+
+    Raises:
+        UserError: less text than one block, said of the setting `flag`.
+    """
     dtype = np.uint16 if tokenizer.fast.get_vocab_size() <= 1 << 16 else np.uint32
     stream: list[NDArray[Any]] = []
     ends: list[int] = []
     total = 0
-    for ids in track(encode_documents(documents, tokenizer), what):
+    for ids in track(encode_documents(documents, tokenizer), f"packing {flag.removeprefix('--')}"):
         stream.append(np.asarray(ids, dtype=dtype))
         total += len(ids)
         ends.append(total)
     count = total // size
     if count == 0:
         raise UserError(
-            f"--corpus: only {total:,} tokens of text, less than one block; lower --block-size {size}"
+            f"{flag}: only {total:,} tokens of text, less than one block; lower --block-size {size}"
         )
     flat = np.concatenate(stream)[: count * size]
     # A segment ends where a document does and where a block does.
