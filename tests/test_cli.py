@@ -1,0 +1,249 @@
+"""The command table, its exit codes, and the shape of the package that the design fixes."""
+
+import ast
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zhllama.cli import COMMANDS, main
+from zhllama.config import SHOWN, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
+# Each imports only from earlier layers; a new noun gets its place here.
+LAYERS = (
+    {"config"},
+    {"artifact", "terminal", "device"},
+    {"page"},
+    {"corpus"},
+    {"tokenizer", "conversation"},
+    {"chat", "model"},
+    {"pack", "metrics"},
+    {"training"},
+    {"pretrain", "sft", "evaluate", "export"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+)
+
+
+@dataclass
+class FakeConfig:
+    """A command of the tests."""
+
+    what: str = "nothing"
+    """What to raise."""
+
+
+def fake(config: FakeConfig) -> None:
+    if config.what == "mistake":
+        raise UserError("--what mistake:\n  give another")
+    if config.what == "interrupt":
+        raise KeyboardInterrupt
+    print(f"ran with {config.what}")
+
+
+@pytest.fixture
+def fake_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "fake", (f"{__name__}:fake", "for tests"))
+
+
+def exit_code(*arguments: str) -> Any:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return stopped.value.code
+
+
+def function_of(command: str) -> Any:
+    module, name = COMMANDS[command][0].split(":")
+    return getattr(import_module(module), name)
+
+
+def config_of(command: str) -> Any:
+    return next(hint for key, hint in typing.get_type_hints(function_of(command)).items() if key != "return")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    for name, (_, what) in COMMANDS.items():
+        assert [line.split(maxsplit=1) for line in lines].count([name, what]) == 1, name
+
+
+def test_help_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "zhllama", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "zhllama.cli" in imported
+    assert not imported & {"torch", "transformers", "jsonargparse", "rich", "numpy", "yaml", "zhllama.config"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_help_names_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(command, "--help") == 0
+    shown = capsys.readouterr().out
+    config_class = config_of(command)
+    flags = set()
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if field.name == "train":
+            flags |= {f"--train.{name}" for name in SHOWN}
+        elif dataclasses.is_dataclass(hints[field.name]):
+            flags |= {f"--{field.name}.{inner.name}" for inner in dataclasses.fields(hints[field.name])}
+        else:
+            flags.add("--" + field.name.replace("_", "-"))
+    words = set(shown.replace(",", " ").split())
+    assert flags <= words
+    assert " ".join(config_class.__doc__.split()) in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("merge-tokeniser", "did you mean 'merge-tokenizer'?"),
+        ("pretrian", "did you mean 'pretrain'?"),
+        ("xyz", "see zhllama --help"),
+    ],
+)
+def test_an_unknown_command_gets_one_line(
+    command: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(command, "--model", "m") == 2
+    assert capsys.readouterr() == ("", f"zhllama: error: unknown command {command!r}: {hint}\n")
+
+
+def test_a_command_is_run_with_its_settings(fake_command: None, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fake", "--what", "care"])
+    assert capsys.readouterr() == ("ran with care\n", "")
+
+
+def test_the_launchers_local_rank_is_no_setting(
+    fake_command: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fake", "--local_rank=1", "--what", "care"])
+    assert capsys.readouterr().out == "ran with care\n"
+
+
+def test_a_users_mistake_exits_2_with_one_line(
+    fake_command: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("fake", "--what", "mistake") == 2
+    assert capsys.readouterr() == ("", "zhllama fake: error: --what mistake: give another\n")
+
+
+def test_a_mistyped_setting_exits_2_with_one_line(
+    fake_command: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("fake", "--waht", "x") == 2
+    assert capsys.readouterr() == (
+        "",
+        "zhllama fake: error: unknown setting 'waht': did you mean 'what'?\n",
+    )
+
+
+def test_an_interrupt_exits_130_and_says_what_is_left(
+    fake_command: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("fake", "--what", "interrupt") == 130
+    line = "zhllama fake: interrupted; inputs are untouched, the output is marked unfinished"
+    assert capsys.readouterr() == ("", f"\n{line}\n")
+
+
+def test_the_process_exits_2_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zhllama", "merge-tokenizer", "--base", "none", "--chinese", "c"]
+    done = subprocess.run([*command, f"--output={tmp_path}/o"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "zhllama merge-tokenizer: error: --base none: no such file or directory\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [("2", "4"), ("3", "2"), ("16", "1"), ("1", None)])
+def test_ranks_share_the_cores(
+    ranks: str, threads: str | None, fake_command: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    main(["fake"])
+    assert [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")] == [threads] * 2
+
+
+def test_a_users_own_thread_count_stays(fake_command: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    main(["fake"])
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "7"
+
+
+def noun(file: Path) -> str:
+    """zhllama/model/loss.py is of the noun model."""
+    return file.relative_to(ROOT / "zhllama").parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names that a file imports, those for type checkers left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imports(node)
+
+
+def ours(file: Path) -> set[str]:
+    """Nouns of this package that a file imports."""
+    names = [name.split(".") for name in imports(ast.parse(file.read_text(encoding="utf-8")))]
+    return {name[1] for name in names if name[0] == "zhllama"}
+
+
+def test_every_noun_has_one_place() -> None:
+    places = [name for layer in LAYERS for name in layer]
+    assert sorted(places) == sorted({noun(file) for file in MODULES} - {"__init__"})
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_one_way(file: Path) -> None:
+    name = noun(file)
+    if name == "__init__":
+        assert ours(file) == set()
+        return
+    depth = next(index for index, layer in enumerate(LAYERS) if name in layer)
+    assert ours(file) - {name} <= set().union(*LAYERS[:depth])
+
+
+@pytest.mark.parametrize("door", ["pretrain", "sft"])
+def test_a_door_only_opens_its_command(door: str) -> None:
+    tree = ast.parse((ROOT / door / "run.py").read_text(encoding="utf-8"))
+    assert sorted(imports(tree)) == ["sys", "zhllama.cli.main"]
+    assert ast.unparse(tree.body[-1]) == (f"if __name__ == '__main__':\n    main(['{door}', *sys.argv[1:]])")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_house_rules_hold(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert file.stem not in ("utils", "util", "helpers", "common", "misc")
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            assert node.value not in (32000, 49953, 49954, 55296), "a vocabulary size is no literal"
+        if isinstance(node, ast.ExceptHandler):
+            caught = re.findall(r"\w+", ast.unparse(node.type)) if node.type else ["everything"]
+            assert not {"everything", "Exception", "BaseException"} & set(caught), f"line {node.lineno}"
