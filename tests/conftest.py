@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import pydoc_data.topics
 import re
 from importlib.resources import files
@@ -14,6 +15,9 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zhllama.tokenizer import write
+
+# Before torch is imported, which reads it: on busy cores threads make a toy model's step ten times as slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def package_folder(name: str) -> Path:
