@@ -102,9 +102,9 @@ def bar_plot(
         places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
         heights = [0.0 if value is None else value for value in values]
         bars = axes.bar(places, heights, width * 0.92, label=name, color=PALETTE[index % len(PALETTE)])
-        axes.bar_label(
-            bars, ["" if value is None else f"{value:.2f}" for value in values], fontsize=8, padding=2
-        )
+        labels = ["" if value is None else f"{value:.2f}" for value in values]
+        # Many bars are narrower than their figures.
+        axes.bar_label(bars, labels, fontsize=8, padding=2, rotation=90 if len(series) > 3 else 0)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(y_label)
     if len(series) > 1:

@@ -33,8 +33,8 @@ class Budget:
     block_size: int
 
 
-FULL = Budget(6.0, 2.5, 18_000, 24_000, 60, 512)
-FAST = Budget(0.25, 0.25, 18_000, 2_500, 24, 256)
+FULL = Budget(6.5, 2.5, 24_000, 24_000, 60, 512)
+FAST = Budget(0.25, 0.2, 24_000, 2_500, 24, 256)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def plan(home: Path, budget: Budget) -> list[Step]:
         step(3, "merge it into the base's", "tokenizer", 6, "merge-tokenizer", "--base", at["base"],
              "--chinese", at["chinese"]),
         step(3, "compare the tokenizers", "tokenizer-report", 9, "tokenizer-report", "--tokenizer", at["base"],
-             "--tokenizer", at["tokenizer"], *texts),
+             "--tokenizer", at["tokenizer"], "--hidden", "576", *texts),
         step(4, "grow the embeddings", "model", 6, "resize-embeddings", "--model", at["base"],
              "--tokenizer", at["tokenizer"]),
         step(5, "pack for the grown model", "tokens", 5, "pack", "--corpus", at["corpus-zh"],
