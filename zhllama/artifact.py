@@ -32,7 +32,7 @@ VERSIONED = (
 )
 # Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
 NOT_CONTENT = re.compile(
-    r"(run\.json|report\..*|metrics\.jsonl|.*\.png|.*\.html|.*\.md)$|(checkpoint-|logs|\.)"
+    r"(run\.json|report\.json|metrics\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
 )
 
 
@@ -64,9 +64,13 @@ def create(
         inputs: setting name -> path of what is read, fingerprinted into `run.json`.
 
     Raises:
-        UserError: `output` holds a finished run, or files that no zhllama command wrote.
+        UserError: `output` holds a finished run or files that no zhllama command wrote, lies inside an input, or
+            cannot be made; with `resume`, the inputs are not those that the run began with.
     """
     path = Path(output)
+    for name, source in inputs.items():
+        if Path(source).resolve() in path.resolve().parents:
+            raise UserError(f"--output {path}: lies inside --{name} {source}; choose a directory elsewhere")
     continued = _claim(path, command, resume)
     record: dict[str, Any] = {
         "command": command,
@@ -80,7 +84,10 @@ def create(
     }
     if continued:
         _check_continues(path, record["inputs"])
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"--output {path}: it cannot be made ({problem.strerror})") from problem
     write_json(path / RUN_FILE, record)
     artifact = Artifact(path, record)
     begun = time.monotonic()
@@ -122,12 +129,19 @@ def require(source: str | Path, kind: str, flag: str) -> Path:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The content of a directory's `run.json`, or an empty dict where there is none (a foreign directory)."""
+    """The content of a directory's `run.json`, or an empty dict where there is none (a foreign directory).
+
+    Raises:
+        UserError: a `run.json` that is no JSON.
+    """
     file = Path(path) / RUN_FILE
     if not file.is_file():
         return {}
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise UserError(f"{file}: damaged ({problem}); delete the directory and make it again") from problem
+    return content if isinstance(content, dict) and {"command", "kind"} <= set(content) else {}
 
 
 def check_same(left: str, left_fingerprint: str, right: str, right_fingerprint: str, remedy: str) -> None:
@@ -185,11 +199,13 @@ def _claim(path: Path, command: str, resume: bool) -> bool:
 
 def _check_continues(path: Path, inputs: dict[str, dict[str, str]]) -> None:
     """An unfinished run goes on only with the inputs that it began with."""
-    for name, begun in read_record(path)["inputs"].items():
-        now = inputs.get(name, {"path": "nothing", "fingerprint": ""})
+    begun = read_record(path)["inputs"]
+    nothing = {"path": "nothing", "fingerprint": "nothing"}
+    for name in begun | inputs:
+        then, now = begun.get(name, nothing), inputs.get(name, nothing)
         check_same(
-            f"--output {path}, begun with {begun['path']}",
-            begun["fingerprint"],
+            f"--output {path}, begun with --{name} {then['path']}",
+            then["fingerprint"],
             now["path"],
             now["fingerprint"],
             "give the same inputs, or choose another directory",
@@ -198,7 +214,7 @@ def _check_continues(path: Path, inputs: dict[str, dict[str, str]]) -> None:
 
 def _from_hub(name: str, flag: str) -> Path:
     """A hub snapshot, where the name looks like one and the hub answers."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):  # ./name and ../name are paths
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
