@@ -16,7 +16,7 @@ from zhllama.terminal import say
 
 @dataclass
 class ExportConfig:
-    """Write a model as a plain Hugging Face directory that transformers, vLLM and llama.cpp's converter read."""
+    """Write a model as a plain Hugging Face directory to hand out, in a chosen dtype."""
 
     model: str
     """Model directory, for example what merge-adapter wrote."""
@@ -45,4 +45,4 @@ def export(config: ExportConfig) -> None:
             shutil.copyfile(source / "generation_config.json", run.path / "generation_config.json")
         copy_tokenizer(source, run.path)
         run.result = {"dtype": config.dtype, "base": artifact.fingerprint(source)}
-    say(f"{run.path}: {config.dtype} weights, tokenizer and chat template; opens with transformers and vLLM")
+    say(f"{run.path}: {config.dtype} weights, tokenizer and chat template")
