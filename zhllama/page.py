@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,20 @@ STYLE = """
 body{font:16px/1.6 system-ui,"Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;max-width:1000px;
 margin:2em auto;padding:0 1em;color:#222}h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em;border-bottom:1px
 solid #ddd}table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;border-bottom:1px solid #e5e5e5;
-text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}table.text td{text-align:left;
-white-space:pre-wrap}svg{max-width:100%;height:auto}.token{border-radius:3px;padding:1px 2px;margin:0 1px}
+text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}table.text td,table.text th{
+text-align:left;white-space:pre-wrap}svg{max-width:100%;height:auto}.token{border-radius:3px;padding:1px 2px;margin:0 1px}
 .note{color:#666}
 """
 TOKEN_COLOURS = ("#cfe8ff", "#ffe2bf", "#d6f5d0", "#f6d4ee", "#fff3b0")
 # Blue and orange stay apart for colour-blind readers and in grey print.
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "SimHei",
+)
 PALETTE = ("#1f6fb2", "#e07b00", "#2a9d5c", "#b0307a", "#666666", "#8c6d1f")
 
 
@@ -64,7 +73,11 @@ class Page:
         import matplotlib
 
         buffer = io.StringIO()
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zhllama"}):
+        with (
+            matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zhllama"}),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the characters
             figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
         svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
         self.parts.append(svg)
@@ -113,9 +126,14 @@ def bar_plot(
 
 
 def _axes(title: str) -> tuple[Figure, Any]:
+    import matplotlib
+    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
+    installed = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed), "sans-serif"]
+    matplotlib.rcParams |= {"font.family": fonts, "text.parse_math": False}  # a dollar is a dollar
     figure = NewFigure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
