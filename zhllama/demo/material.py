@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from zhllama.artifact import write_json
 from zhllama.config import UserError
 
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -116,11 +117,6 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
     """One `{"text": ...}` a line."""
     lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented UTF-8 JSON."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def package_folder(name: str) -> Path:
