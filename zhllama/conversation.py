@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.config import UserError
-from zhllama.terminal import track
+from zhllama.terminal import say, track
 
 Message = dict[str, str]
 Sample = tuple[list[int], list[bool]]
@@ -87,7 +88,7 @@ def read_conversations(file: Path) -> tuple[str, list[list[Message]], Counter[st
         else:
             good.append(messages)
     if name is None or not good:
-        raise UserError(f"{file}: not one good row ({dict(dropped) or 'the file is empty'})")
+        raise UserError(f"{file}: not one good row: {_reasons(dropped) or 'the file is empty'}")
     return name, good, dropped
 
 
@@ -96,27 +97,40 @@ def encode_mixture(
 ) -> tuple[list[Sample], list[list[object]]]:
     """All samples of a mixture and a table of file, format, rows, dropped, tokens, share of tokens.
 
+    Rows that cannot be learnt from are left out, and said to be, with the reason.
+
     Raises:
-        UserError: nothing left, because every conversation is longer than `limit` tokens.
+        UserError: no file, no EOS token, or not one conversation left (too long for `limit` tokens, say).
     """
+    if not sources:
+        raise UserError("data: name at least one instruction file")
+    if tokenizer.eos_token is None:
+        raise UserError("--model: its tokenizer has no EOS token, so no reply could end")
+    special = re.compile(
+        "|".join(re.escape(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special)
+    )
     samples: list[Sample] = []
     table: list[list[object]] = []
+    left_out: Counter[str] = Counter()
     for source in sources:
-        name, conversations, dropped = read_conversations(source.checked())
-        if source.samples:
-            repeats = -(-source.samples // len(conversations))
-            conversations = (conversations * repeats)[: source.samples]
+        file = source.checked()
+        name, conversations, dropped = read_conversations(file)
+        chosen = conversations[: source.samples or None]
         encoded = [
-            encode(messages, tokenizer)
-            for messages in track(conversations, f"encoding {source.checked().name}")
+            _encode_row(messages, tokenizer, special, limit)
+            for messages in track(chosen, f"encoding {file.name}")
         ]
-        kept = [sample for sample in encoded if len(sample[0]) <= limit]
-        dropped[f"over {limit} tokens"] += len(encoded) - len(kept)
+        encoded = [encoded[row % len(encoded)] for row in range(source.samples or len(encoded))]
+        kept = [sample for sample in encoded if not isinstance(sample, str)]
+        dropped.update(reason for reason in encoded if isinstance(reason, str))
+        left_out += dropped
+        if dropped:
+            say(f"{file}: left out {_reasons(dropped)}")
         samples += kept
-        table.append([source.file, name, len(kept), sum(dropped.values()), sum(len(ids) for ids, _ in kept)])
+        table.append([source.file, name, len(kept), dropped.total(), sum(len(ids) for ids, _ in kept)])
     total = sum(len(ids) for ids, _ in samples)
     if not samples:
-        raise UserError(f"data: every conversation is longer than block_size {limit}; raise it")
+        raise UserError(f"data: nothing left to learn from: {_reasons(left_out)}")
     return samples, [[*row, f"{100 * int(str(row[-1])) / total:.1f}%"] for row in table]
 
 
@@ -152,6 +166,21 @@ def encode(messages: list[Message], tokenizer: Any) -> Sample:
     return ids, learnt
 
 
+def _encode_row(
+    messages: list[Message], tokenizer: Any, special: re.Pattern[str], limit: int
+) -> Sample | str:
+    """A sample, or why there is none."""
+    from jinja2 import TemplateError
+
+    if any(special.search(message["content"]) for message in messages):
+        return "the name of a special token in the text"  # `</s>` in a reply would teach to stop there
+    try:
+        sample = encode(messages, tokenizer)
+    except TemplateError:  # some know no system role
+        return "refused by the chat template"
+    return sample if len(sample[0]) <= limit else f"longer than block_size {limit}"
+
+
 def _continue(before: str, text: str, ids: list[int], tokenizer: Any) -> list[int]:
     """Ids of `text` as it stands after `before`; on its own where the seam would change the ids before it."""
     whole: list[int] = tokenizer(before + text, add_special_tokens=False)["input_ids"]
@@ -163,19 +192,27 @@ def _continue(before: str, text: str, ids: list[int], tokenizer: Any) -> list[in
 
 def _fault(messages: list[Message]) -> str | None:
     """Why a conversation cannot be learnt from, or None."""
-    turns = [m["role"] for m in messages if m["role"] != "system"]
     if not all(isinstance(m["content"], str) for m in messages):
         return "missing or mistyped field"
-    if not any(m["content"].strip() for m in messages if m["role"] == "assistant"):
-        return "empty reply"
-    if turns != ["user", "assistant"] * (len(turns) // 2):
+    turns = [m["role"] for m in messages]
+    if turns[:1] == ["system"]:
+        del turns[0]
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         return "turns do not alternate"
+    if not all(m["content"].strip() for m in messages if m["role"] == "assistant"):
+        return "empty reply"
+    if any("\ud800" <= character <= "\udfff" for m in messages for character in m["content"]):
+        return "half a character"  # an emoji cut in two, as JSON can spell it and UTF-8 cannot
     return None
+
+
+def _reasons(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count:,} ({reason})" for reason, count in dropped.most_common())
 
 
 def _rows(file: Path) -> Iterator[Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as problem:
         raise UserError(f"{file}: not UTF-8 at byte {problem.start}; convert it with iconv") from problem
     try:
