@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import typing
 import warnings
 from importlib import import_module
+
+PATIENCE = 10  # seconds that other ranks leave the first one to report a mistake
 
 # name -> (module:function, what it does). Help must not import what the commands import.
 COMMANDS = {
@@ -86,6 +89,9 @@ def _quieten() -> None:
 
 
 def _refuse(where: str, message: str) -> int:
+    """Print the one line. Ranks make the same mistake together: the first speaks, and the launcher ends the others."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(PATIENCE)
     print(f"zhllama{where}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
