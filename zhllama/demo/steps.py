@@ -33,7 +33,7 @@ class Budget:
     block_size: int
 
 
-FULL = Budget(6.5, 2.5, 24_000, 24_000, 60, 512)
+FULL = Budget(6.5, 2.5, 24_000, 24_000, 60, 256)
 FAST = Budget(0.25, 0.2, 24_000, 2_500, 24, 256)
 
 
@@ -50,9 +50,10 @@ class Step:
 
     def command(self) -> list[str]:
         """The process to start: `zhllama ...`, or the deepspeed launcher with two ranks on CPU."""
+        scripts = Path(sys.executable).parent
         if not self.launched:
-            return [sys.executable, "-m", "zhllama", *self.arguments, "--output", str(self.output)]
-        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(_free_port())]
+            return [str(scripts / "zhllama"), *self.arguments, "--output", str(self.output)]
+        launcher = [str(scripts / "deepspeed"), "--log_level", "warning", "--master_port", str(_free_port())]
         if os.environ.get("DS_ACCELERATOR") == "cpu":
             launcher += ["--num_accelerators", str(RANKS)]
         return [*launcher, *self.arguments, "--output", str(self.output)]
@@ -86,7 +87,7 @@ def plan(home: Path, budget: Budget) -> list[Step]:
         f"--text={name}={home / 'held-out' / name}.jsonl"
         for name in ("news", "reviews", "english", "packages")
     ]
-    measure = (*texts, "--max-bytes", str(budget.held_out_bytes), "--block-size", block)
+    measure = (*texts, "--max-bytes", str(budget.held_out_bytes))
     questions = str(ROOT / "sft" / "demo_questions.jsonl")
     answer = ("--input", questions, "--max-new-tokens", str(budget.answer_tokens))
     sft_data = f'[{{"file": "{ROOT / "sft" / "demo_instructions.jsonl"}"}}]'
@@ -196,8 +197,10 @@ def _run(step: Step, log: Path) -> tuple[float, float]:
 
 
 def _short(part: str) -> str:
-    path = Path(part)
-    return path.name if path.is_absolute() and path.parent.name == "bin" else part
+    """A word of a command line as a person would type it: scripts by name, paths from here."""
+    if Path(part).parent == Path(sys.executable).parent:
+        return Path(part).name
+    return part.replace(f"{Path.cwd()}/", "")
 
 
 def _clock(seconds: float) -> str:
