@@ -34,9 +34,15 @@ def export(config: ExportConfig) -> None:
     """
     source = artifact.require(config.model, "model", "--model")
     settings = read_config(source)
+    settings.pop("torch_dtype", None)  # what transformers called it before dtype
     dtype: torch.dtype = getattr(torch, config.dtype)
     with artifact.create(config.output, "model", "export", config, {"model": source}) as run:
-        rewrite(source, run.path, lambda _, tensor: tensor.to(dtype), "exporting")
+        rewrite(
+            source,
+            run.path,
+            lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
+            "exporting",
+        )
         settings |= {"dtype": config.dtype}
         (run.path / "config.json").write_text(
             json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8"
