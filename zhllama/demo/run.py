@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.demo import material
 from zhllama.demo.report import write_report
-from zhllama.demo.steps import FAST, FULL, ROOT, plan, run_steps
+from zhllama.demo.steps import FAST, FULL, ROOT, note, plan, run_steps
 from zhllama.terminal import say
 
 
@@ -43,12 +44,14 @@ def demo(config: DemoConfig) -> None:
     budget = FAST if config.fast else FULL
     home = Path(config.output + ("-fast" if config.fast else "")).resolve()
     home.mkdir(parents=True, exist_ok=True)
+    log = home / "steps.tsv"
     if not (home / "held-out" / "packages.jsonl").is_file():
         material.write_texts(home / "raw", home / "held-out")
     if "result" not in artifact.read_record(home / "base"):
         say("unpacking SmolLM2-135M-Instruct from its GGUF")
         with artifact.create(home / "base", "model", "demo", config, {}) as run:
             material.write_base(run.path)
-    log = home / "steps.tsv"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        note(log, "base", time.monotonic() - begun, peak)
     run_steps(plan(home, budget), log)
     write_report(home, log, time.monotonic() - begun)

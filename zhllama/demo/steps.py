@@ -191,9 +191,14 @@ def _run(step: Step, log: Path) -> tuple[float, float]:
             f"step {step.number} ({step.title}) failed with exit code {code}; run the demo again to go on"
         )
     seconds, peak = time.monotonic() - start, watch.peak / 1e9
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"{step.output.name}\t{seconds:.1f}\t{peak:.2f}\n")
+    note(log, step.output.name, seconds, peak)
     return seconds, peak
+
+
+def note(log: Path, name: str, seconds: float, peak: float) -> None:
+    """Add what a step took, in seconds and GB, to the log that the report reads."""
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(f"{name}\t{seconds:.1f}\t{peak:.2f}\n")
 
 
 def _short(part: str) -> str:
