@@ -138,6 +138,14 @@ def test_text_of_a_list_flag_is_taken_as_it_stands(text: str) -> None:
     assert settings("--text", "a", "--text", text).text == ["a", text]
 
 
+def test_help_shows_one_item_for_a_list_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings("--help")
+    shown = capsys.readouterr().out
+    assert "--text ITEM " in shown
+    assert "--inner.names [ITEM,...]" in shown
+
+
 def test_list_flags_replace_the_list_of_a_recipe(tmp_path: Path) -> None:
     file = recipe(tmp_path, "text: [x, y]\n")
     assert settings("--config", file, "--text", "a", "--text", "b").text == ["a", "b"]

@@ -97,7 +97,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     }
     arguments = _switched([_underscored(argument) for argument in arguments], switches)
     if {"-h", "--help"} & set(arguments):
-        _tidy_help(parser)
+        _tidy_help(parser, lists)
     values = parser.parse_args(_repeatable(arguments, lists))
     values.pop("config", None)
     check = getattr(config_class, "check", None)
@@ -187,7 +187,7 @@ def _switched(arguments: list[str], switches: set[str]) -> list[str]:
     ]
 
 
-def _tidy_help(parser: Any) -> None:
+def _tidy_help(parser: Any, lists: dict[str, Any]) -> None:
     """Flags with dashes, one group, no mention of options that nobody needs."""
     from argparse import SUPPRESS
 
@@ -197,6 +197,8 @@ def _tidy_help(parser: Any) -> None:
             for flag in action.option_strings
             if not flag.endswith("+")
         ]
+        if action.dest in lists:  # given once for each item
+            action.metavar = "ITEM"
         if action.dest == "print_config" or str(action.help).startswith("Path to a configuration file"):
             action.help = SUPPRESS
     for group in parser._action_groups:
