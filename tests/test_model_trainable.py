@@ -216,7 +216,7 @@ def test_checkpointing_activations_changes_no_gradient(extended_models: dict[str
         torch.manual_seed(0)
         model = load_trainable(extended_models[kind], "new", LORA, torch.float32).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable()
             assert model.base.model.gradient_checkpointing
         model(**blocks_of(model, [40]))["loss"].backward()
         return {name: parameter.grad for name, parameter in model.trainable().items()}

@@ -57,7 +57,7 @@ def create(
     """Write one directory: `run.json` without result first, with it last and atomically.
 
     An unfinished directory of the same command is started again (or, with `resume`, continued). A UserError
-    removes what was begun; an interrupt leaves it, recognisable as unfinished.
+    removes what was begun, unless it holds checkpoints; an interrupt leaves it, recognisable as unfinished.
 
     Args:
         kind: corpus, tokenizer, model, tokens, run or report.
@@ -94,7 +94,7 @@ def create(
     try:
         yield artifact
     except UserError:
-        if not continued:
+        if not continued and not any(path.glob("checkpoint-*")):  # hours of work are not half-written
             shutil.rmtree(path)
         raise
     record["seconds"] = round(time.monotonic() - begun, 1)

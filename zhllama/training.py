@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from zhllama import artifact
+from zhllama.checkpoint import check_saved, last_checkpoint, optimizer_fits
 from zhllama.config import UserError
 from zhllama.device import prefers_bf16
-from zhllama.metrics import StepCallback, plot_loss
+from zhllama.metrics import METRICS, StepCallback, plot_loss, read_metrics
 from zhllama.model.trainable import (
-    ADAPTER_WEIGHTS,
     Embeddings,
     LoraSettings,
     TrainableModel,
+    gathered,
     load_adapter,
     load_trainable,
     save_adapter,
@@ -50,7 +52,7 @@ def check_arguments(train: Any) -> None:
     """Refuse what TrainingArguments would fail on late, and make one process a world of one for DeepSpeed.
 
     Raises:
-        UserError: no such DeepSpeed file, no length of training, a limit that cannot be.
+        UserError: no such DeepSpeed file, no length of training.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -95,16 +97,22 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
     """Load the model, train it on the blocks, save and re-open the adapter; returns steps, tokens and mean loss.
 
     Raises:
-        UserError: no such LoRA target, a save that does not reopen.
+        UserError: a rate or a budget that is not above 0, no such LoRA target, a save that does not reopen.
     """
+    for name in ("embedding_learning_rate", "max_minutes"):
+        value = getattr(stage, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{name} {value}: it must be above 0")
     set_seed(stage.train.seed)
+    if stage.train.deepspeed:
+        import deepspeed
+
+        # Before the model: ZeRO-3 shares its weights out while they load. On CPU nothing else would do it in time.
+        deepspeed.init_distributed()
     model = load_trainable(model_dir, stage.embeddings, stage.lora, compute_dtype(stage.train))
     say(describe(model))
     sizes = torch.from_numpy(token_bytes(load(model_dir, "--model").fast, model.config.vocab_size)).long()
-    outcome = BlockTrainer(model, stage, blocks, sizes, model_dir).run()
-    if is_first_rank():
-        finish(model, Path(stage.output))
-    return outcome
+    return BlockTrainer(model, stage, blocks, sizes, model_dir).run()
 
 
 def compute_dtype(arguments: TrainingArguments) -> torch.dtype:
@@ -134,14 +142,18 @@ class BlockTrainer(Trainer):
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the last checkpoint where there is one, and save adapter and plots."""
-        checkpoint = get_last_checkpoint(self.args.output_dir)
+        output = Path(self.args.output_dir)
+        checkpoint = last_checkpoint(output)
         if checkpoint:
             say(f"resuming from {checkpoint}")
-        outcome = self.train(resume_from_checkpoint=checkpoint)
-        self.save_model(self.args.output_dir)
+        outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.save_model()
         if is_first_rank():
-            plot_loss(Path(self.args.output_dir))
-        return {"steps": outcome.global_step, "tokens": self.total_tokens, "mean_loss": outcome.training_loss}
+            check_saved(output, self.model, self.base_directory, moved=True)
+            plot_loss(output)
+        losses = [line["loss"] for line in read_metrics(output / METRICS)]  # those before a resume included
+        mean = fmean(losses) if losses else outcome.training_loss
+        return {"steps": outcome.global_step, "tokens": self.total_tokens, "mean_loss": mean}
 
     # Trainer's own hooks from here on.
 
@@ -176,7 +188,8 @@ class BlockTrainer(Trainer):
             for key, parameter in self.model.trainable().items():
                 (lora if "lora_" in key else rows).append(parameter)
             groups: list[dict[str, Any]] = [{"params": lora, "weight_decay": self.args.weight_decay}]
-            rate = self.stage.embedding_learning_rate or self.args.learning_rate
+            rate = self.stage.embedding_learning_rate
+            rate = self.args.learning_rate if rate is None else rate
             groups.append({"params": rows, "weight_decay": 0.0, "lr": rate})
             self.optimizer = kind([group for group in groups if group["params"]], **settings)
         return self.optimizer
@@ -198,24 +211,17 @@ class BlockTrainer(Trainer):
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter; under ZeRO-3 every rank takes part in gathering it."""
+        """Write the adapter and, for a checkpoint, re-open it; under ZeRO-3 every rank takes part in gathering."""
         parameters = self.model.trainable()
-        parted = [p for p in parameters.values() if hasattr(p, "ds_id")]
-        gathered = nullcontext()
-        if parted:
-            import deepspeed
-
-            gathered = deepspeed.zero.GatheredParameters(parted)
-        with gathered:
+        folder = Path(output_dir or self.args.output_dir)
+        with gathered(parameters.values()):
             if self.args.should_save:
-                save_adapter(
-                    Path(output_dir or self.args.output_dir),
-                    dict(parameters),
-                    self.stage.lora,
-                    self.base_directory,
-                    self.model.config,
-                    self.model.new_row_count,
-                )
+                config, count = self.model.config, self.model.new_row_count
+                save_adapter(folder, dict(parameters), self.stage.lora, self.base_directory, config, count)
+        if self.args.should_save and _internal_call:
+            # The first step of a warm-up has a learning rate of zero.
+            moved = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
+            check_saved(folder, self.model, self.base_directory, moved)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:
@@ -224,22 +230,36 @@ class BlockTrainer(Trainer):
         # Trainer leaves the frozen base out only for a PeftModel, which this is not.
         self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        # Trainer would load strictly and miss the frozen parameters that were never saved.
+        fits = optimizer_fits(Path(resume_from_checkpoint), True, self.args.world_size)
+        if not fits:
+            load_adapter(self.model, Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
-        if loaded is None:
-            raise UserError(
-                f"{resume_from_checkpoint}: no DeepSpeed state for this number of ranks; delete it"
-            )
+        if fits:
+            # Trainer would load strictly and miss the frozen parameters that were never saved.
+            self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        folder = Path(checkpoint or "")
+        if checkpoint is None or optimizer_fits(folder, self.is_deepspeed_enabled, self.args.world_size):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        say(
+            f"{checkpoint}: saved by another number of ranks, another ZeRO stage, or without DeepSpeed. Weights, step "
+            "and schedule go on, the optimiser's averages start afresh; keep ranks x batch x accumulation the same, "
+            "or data repeats or is skipped"
+        )
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_adapter(self.model, Path(resume_from_checkpoint))
@@ -253,24 +273,3 @@ def describe(model: TrainableModel) -> str:
         sizes[part] = sizes.get(part, 0) + int(getattr(parameter, "ds_numel", parameter.numel()))
     whole = sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
     return f"training {', '.join(f'{part} {size:,}' for part, size in sizes.items())} of {whole:,} parameters"
-
-
-def finish(model: TrainableModel, output: Path) -> None:
-    """Re-open the saved adapter: every trainable tensor is there, whole, finite, and LoRA has moved.
-
-    Raises:
-        UserError: a bad save, which must not pass for a finished run.
-    """
-    from safetensors.torch import load_file
-
-    state = load_file(output / ADAPTER_WEIGHTS)
-    for key in model.trainable():
-        tensor = state.get(key)
-        if tensor is None or tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{output / ADAPTER_WEIGHTS}: {key} is missing, empty or not finite; the save went wrong"
-            )
-        if "lora_B" in key and not bool(tensor.any()):
-            raise UserError(
-                f"{output / ADAPTER_WEIGHTS}: {key} never moved from zero; training had no effect"
-            )

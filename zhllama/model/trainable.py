@@ -7,6 +7,8 @@ peft's layout (`trainable_token_indices` for the new rows): plain `PeftModel.fro
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -118,11 +120,9 @@ class TrainableModel(nn.Module):
             if parameter.requires_grad
         }
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Trainer's switch, handed to the decoder; frozen embeddings must let gradients through."""
-        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        self.base.activation_checkpointing_enable(**settings)
         self.base.enable_input_require_grads()
 
 
@@ -217,10 +217,25 @@ def load_adapter(model: TrainableModel, path: Path) -> None:
     from safetensors.torch import load_file
 
     state = load_file(path / ADAPTER_WEIGHTS)
-    for key, parameter in model.trainable().items():
-        if key not in state or state[key].shape != parameter.shape:
-            raise UserError(f"{path}: the adapter has no tensor {key} of shape {tuple(parameter.shape)}")
-        parameter.data.copy_(state[key])
+    trainable = model.trainable()
+    with gathered(trainable.values(), write=True):
+        for key, parameter in trainable.items():
+            if key not in state or state[key].shape != parameter.shape:
+                raise UserError(f"{path}: the adapter has no tensor {key} of shape {tuple(parameter.shape)}")
+            parameter.data.copy_(state[key])
+
+
+def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> AbstractContextManager[Any]:
+    """A context in which what ZeRO-3 holds in parts is whole; with `write`, the first rank's changes are kept."""
+    parted = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not parted:
+        return nullcontext()
+    import deepspeed
+
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        parted, modifier_rank=0 if write else None
+    )
+    return context
 
 
 def adapter_settings(path: Path) -> tuple[LoraSettings, dict[str, Any]]:
@@ -243,13 +258,13 @@ def _install_rows(base: Any, directory: Path, count: int) -> None:
     tied = bool(base.config.tie_word_embeddings)
     output_rows = None
     if count:
-        input_rows = nn.Parameter(_last_rows(directory, "model.embed_tokens.weight", count))
-        output_rows = input_rows if tied else nn.Parameter(_last_rows(directory, "lm_head.weight", count))
+        input_rows = nn.Parameter(last_rows(directory, "model.embed_tokens.weight", count))
+        output_rows = input_rows if tied else nn.Parameter(last_rows(directory, "lm_head.weight", count))
         base.set_input_embeddings(NewRowsEmbedding(embedding.weight, input_rows))
     base.lm_head = LossHead(embedding.weight if tied else head.weight, output_rows)
 
 
-def _last_rows(directory: Path, key: str, count: int) -> Tensor:
+def last_rows(directory: Path, key: str, count: int) -> Tensor:
     """The last rows of a tensor, read from disk: under ZeRO-3 no rank holds the whole matrix."""
     from zhllama.model.weights import find_tensor
 
