@@ -113,6 +113,17 @@ def test_a_users_mistake_removes_what_was_begun(tmp_path: Path, source: Path) ->
     assert not (tmp_path / "deep" / "out").exists()
 
 
+def test_a_users_mistake_keeps_checkpoints(tmp_path: Path, source: Path) -> None:
+    with (
+        pytest.raises(UserError),
+        create(tmp_path / "out", "run", "sft", Settings(), {"model": source}) as run,
+    ):
+        (run.path / "checkpoint-10").mkdir()
+        raise UserError("no")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["checkpoint-10", "run.json"]
+    assert "result" not in read_record(tmp_path / "out")
+
+
 @pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError("disk full")])
 def test_an_interrupt_leaves_an_unfinished_directory(
     tmp_path: Path, source: Path, problem: BaseException

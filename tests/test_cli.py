@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from zhllama import cli
 from zhllama.cli import COMMANDS, main
 from zhllama.config import SHOWN, UserError
 
@@ -28,7 +29,7 @@ LAYERS = (
     {"corpus"},
     {"tokenizer", "conversation"},
     {"model"},
-    {"pack", "metrics"},
+    {"pack", "metrics", "checkpoint"},
     {"training"},
     {"pretrain", "sft", "evaluate", "chat", "export"},
     {"demo"},
@@ -140,6 +141,17 @@ def test_a_users_mistake_exits_2_with_one_line(
 ) -> None:
     assert exit_code("fake", "--what", "mistake") == 2
     assert capsys.readouterr() == ("", "zhllama fake: error: --what mistake: give another\n")
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [cli.PATIENCE])])
+def test_the_first_rank_speaks_first(
+    rank: str, waits: list[float], fake_command: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    monkeypatch.setenv("RANK", rank)
+    assert exit_code("fake", "--what", "mistake") == 2
+    assert slept == waits
 
 
 def test_a_mistyped_setting_exits_2_with_one_line(
