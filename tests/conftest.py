@@ -231,3 +231,28 @@ def token_dirs(
     for kind, model in extended_models.items():
         pack(PackConfig(str(corpus_file), str(model), str(folder / kind), block_size=64))
     return {kind: folder / kind for kind in extended_models}
+
+
+@pytest.fixture(scope="session")
+def toy() -> list[str]:
+    """Flags that make a toy run exact and quick: no accelerator, float32, no event files, small LoRA."""
+    flags = {"train.use-cpu": "true", "train.bf16": "false", "train.report-to": "none", "lora.rank": "4"}
+    return [word for name, value in flags.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="session")
+def run_dirs(
+    tmp_path_factory: pytest.TempPathFactory,
+    extended_models: dict[str, Path],
+    token_dirs: dict[str, Path],
+    toy: list[str],
+) -> dict[str, Path]:
+    """Twelve steps of pretraining, by kind; checkpoints after 5, 10 and 12."""
+    from zhllama.cli import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    settings = ["--train.max-steps", "12", "--train.save-steps", "5", "--train.learning-rate", "3e-3"]
+    for kind, model in extended_models.items():
+        inputs = ["--model", str(model), "--tokens", str(token_dirs[kind]), "--output", str(folder / kind)]
+        main(["pretrain", *inputs, *settings, *toy])
+    return {kind: folder / kind for kind in extended_models}

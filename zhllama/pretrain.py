@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
-from zhllama.pack import Blocks
+from zhllama.pack import Blocks, check_block_size
 from zhllama.terminal import say
 from zhllama.training import check_arguments, machine_defaults, run_directory, train
 
@@ -46,7 +46,8 @@ def pretrain(config: PretrainConfig) -> None:
     """Train, then save the adapter (LoRA and new rows), metrics and loss curve.
 
     Raises:
-        UserError: tokens packed with another tokenizer, unknown new rows, a save that does not reopen.
+        UserError: tokens packed with another tokenizer or longer than the model's positions, unknown new rows, a
+            save that does not reopen.
     """
     model_dir = artifact.require(config.model, "model", "--model")
     tokens_dir = artifact.require(config.tokens, "tokens", "--tokens")
@@ -58,8 +59,10 @@ def pretrain(config: PretrainConfig) -> None:
         f"run zhllama pack --model {model_dir} again",
     )
     check_embeddings(model_dir, config.embeddings, config.freeze_new_rows)
+    blocks = Blocks.open(tokens_dir)
+    check_block_size(blocks.ids.shape[1], model_dir)
     with run_directory(config, "pretrain", {"model": model_dir, "tokens": tokens_dir}) as result:
-        outcome = train(config, model_dir, Blocks.open(tokens_dir))
+        outcome = train(config, model_dir, blocks)
         result.update(outcome)
     say(
         f"{config.output}: {outcome['steps']} steps, {outcome['tokens']:,} tokens, mean loss {outcome['mean_loss']:.3f}"
