@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import os
 import pydoc_data.topics
 import re
 from pathlib import Path
@@ -83,8 +85,17 @@ def reviews() -> list[str]:
 
 
 def english() -> list[str]:
-    """Prose of the Python language reference, which every Python carries."""
-    return [re.sub(r"\n{2,}", "\n", str(text)).strip() for text in pydoc_data.topics.topics.values()]
+    """Prose that every Python carries: the language reference, and the docstrings of each standard module."""
+    topics = [re.sub(r"\n{2,}", "\n", str(text)).strip() for text in pydoc_data.topics.topics.values()]
+    return topics + [text for text in map(docstrings, sorted(Path(os.__file__).parent.glob("*.py"))) if text]
+
+
+def docstrings(source: Path) -> str:
+    """The docstrings of a module, its classes and its functions, one below the other."""
+    tree = ast.parse(source.read_bytes())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    found = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
+    return "\n".join(text for text in found if len(text) > 80)
 
 
 def package_texts() -> list[str]:

@@ -33,7 +33,7 @@ class Budget:
     block_size: int
 
 
-FULL = Budget(6.5, 2.5, 24_000, 24_000, 60, 256)
+FULL = Budget(5.5, 2.0, 24_000, 15_000, 60, 256)
 FAST = Budget(0.25, 0.2, 24_000, 2_500, 24, 256)
 
 
