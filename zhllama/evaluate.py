@@ -37,9 +37,18 @@ class EvaluateConfig:
     adapter: str | None = None
     """Run directory of pretrain or sft, measured on its base without merging."""
     block_size: int = 512
-    """Longest context in tokens; longer documents are cut."""
+    """Longest context in tokens; longer documents are read in windows of this size."""
     max_bytes: int = 0
     """Use whole documents from the front of each file until this many bytes; 0 uses all."""
+
+    def __post_init__(self) -> None:
+        """Refuse windows that predict nothing, and a name that two files share."""
+        if self.block_size < 8:
+            raise UserError(f"block_size {self.block_size}: it must be at least 8")
+        names = [value.partition("=")[0] for value in self.text]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"--text {name}=...: given twice; give each file a name of its own")
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -50,12 +59,12 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises:
         UserError: neither model nor adapter, no text, an adapter of another base.
     """
-    if (config.model is None) == (config.adapter is None) and config.adapter is None:
+    if config.model is None and config.adapter is None:
         raise UserError("--model or --adapter: give one of them")
     if not config.text:
         raise UserError("--text: give at least one name=FILE")
     texts = dict(split_pair(value, "--text") for value in config.text)
-    inputs: dict[str, Path] = dict(texts)
+    inputs: dict[str, Path] = {f"text {name}": file for name, file in texts.items()}
     model_dir = _model_directory(config, inputs)
     check_block_size(config.block_size, model_dir)
     with artifact.create(config.output, "report", "evaluate", config, inputs) as run:
