@@ -1,0 +1,384 @@
+"""The whole chain of commands, in process on both kinds of base and through the two launchers."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zhllama.artifact import fingerprint, read_record
+from zhllama.cli import main
+from zhllama.corpus.read import read_documents
+from zhllama.metrics import read_metrics
+from zhllama.pack import Blocks
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+INSTRUCTIONS = [{"instruction": f"{n}加{n}等于几？", "output": f"等于{n + n}。"} for n in range(30)]
+
+
+def command(name: str, output: Path, *flags: object, **paths: Path) -> Path:
+    """Run a command in process; keyword arguments are its inputs."""
+    inputs = [word for flag, path in paths.items() for word in (f"--{flag}", str(path))]
+    main([name, *inputs, "--output", str(output), *map(str, flags)])
+    return output
+
+
+def mistral_llama(directory: Path, model: Path) -> Path:
+    """A random 2-layer LLaMA, untied, on the real 32,000-piece tokenizer, as LLaMA-1 and 2 were published."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=32_000, max_position_embeddings=256, pad_token_id=None, **sizes)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    shutil.copyfile(model, directory / "tokenizer.model")
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {**roles, "tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+def write_rows(file: Path, rows: list[dict[str, str]]) -> Path:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def write_texts(folder: Path, chinese: str, english: str) -> None:
+    """Raw Chinese and English, documents between blank lines, and a held-out Chinese file."""
+    lines = chinese.splitlines()
+    documents = ["\n".join(lines[at : at + 5]) for at in range(0, len(lines), 5)]
+    (folder / "raw.txt").write_text("\n\n".join(documents[:-20]), encoding="utf-8")
+    write_rows(folder / "held-out.jsonl", [{"text": document} for document in documents[-20:]])
+    write_rows(folder / "english.jsonl", [{"text": part} for part in english[:60_000].split("\n\n\n")])
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "bytelevel"])
+def work(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    chinese_text: str,
+    english_text: str,
+    toy: list[str],
+) -> Path:
+    """Steps 1 to 10 on one kind of base; each directory has the name of what it holds."""
+    at = tmp_path_factory.mktemp(request.param)
+    if request.param == "sentencepiece":
+        mistral_llama(at / "base", request.getfixturevalue("mistral_model"))
+    else:
+        shutil.copytree(request.getfixturevalue("bytelevel_model_dir"), at / "base")
+    write_texts(at, chinese_text, english_text)
+    write_rows(at / "instructions.jsonl", INSTRUCTIONS)
+    write_rows(at / "prompts.jsonl", [{"instruction": "1加1等于几？"}, {"instruction": "你好"}])
+    before = hashes(at)
+    command("clean", at / "corpus", "--workers", 1, corpus=at / "raw.txt")
+    sizes = ["--size", 1200, "--threads", 1]
+    command("train-tokenizer", at / "pieces", *sizes, corpus=at / "corpus", base=at / "base")
+    command("merge-tokenizer", at / "tokenizer", base=at / "base", chinese=at / "pieces")
+    command("resize-embeddings", at / "extended", model=at / "base", tokenizer=at / "tokenizer")
+    packing = ["--block-size", 64, "--replay-share", 0.1]
+    command(
+        "pack",
+        at / "tokens",
+        *packing,
+        corpus=at / "corpus",
+        model=at / "extended",
+        replay=at / "english.jsonl",
+    )
+    quick = ["--train.learning-rate", "1e-2", "--train.max-steps", 15, "--train.save-strategy", "no", *toy]
+    command("pretrain", at / "pretrained", *quick, model=at / "extended", tokens=at / "tokens")
+    command("merge-adapter", at / "merged", adapter=at / "pretrained")
+    data = json.dumps([{"file": str(at / "instructions.jsonl")}])
+    command("sft", at / "tuned", *quick, "--data", data, "--block-size", 128, model=at / "merged")
+    command("merge-adapter", at / "final", adapter=at / "tuned")
+    text = ["--text", f"chinese={at / 'held-out.jsonl'}", "--block-size", 64]
+    for model in ("extended", "merged", "final"):
+        command("evaluate", at / f"report-{model}", *text, model=at / model)
+    command("chat", at / "answers", "--max-new-tokens", 5, model=at / "final", input=at / "prompts.jsonl")
+    command("export", at / "export", model=at / "final")
+    assert hashes(at) | before == hashes(at)  # what commands read stays as it is
+    return at
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): fingerprint(file) for file in folder.rglob("*") if file.is_file()}
+
+
+def rows_of(directory: Path, key: str) -> torch.Tensor:
+    tensors = load_file(directory / "model.safetensors")
+    return tensors[key if key in tensors else "model.embed_tokens.weight"]
+
+
+def test_every_directory_is_finished_and_names_what_it_was_made_from(work: Path) -> None:
+    records = {file.parent: json.loads(file.read_text()) for file in work.glob("*/run.json")}
+    assert len(records) == 14
+    for record in records.values():
+        assert "fingerprint" in record["result"]
+        for made_from in record["inputs"].values():
+            source = records.get(Path(made_from["path"]))
+            if source:
+                assert made_from["fingerprint"] == source["result"]["fingerprint"]
+
+
+def test_the_corpus_keeps_newlines_inside_documents(work: Path) -> None:
+    documents = list(read_documents(work / "corpus"))
+    assert len(documents) > 50
+    assert sum("\n" in document for document in documents) > 0.9 * len(documents)
+
+
+def test_the_same_chinese_takes_fewer_tokens(work: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
+    text = "\n".join(read_documents(work / "held-out.jsonl"))
+    if (work / "base" / "tokenizer.json").is_file():
+        before = len(Tokenizer.from_file(str(work / "base" / "tokenizer.json")).encode(text).ids)
+        assert len(tokenizer.encode(text).ids) < before / 2
+    else:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(work / "base" / "tokenizer.model"))
+        assert len(tokenizer.encode(text).ids) < 0.8 * len(model.encode(text))
+
+
+def test_english_keeps_its_tokens(work: Path, english_text: str) -> None:
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
+    text = english_text[:20_000]
+    if (work / "base" / "tokenizer.json").is_file():
+        before = Tokenizer.from_file(str(work / "base" / "tokenizer.json")).encode(text).ids
+        assert tokenizer.encode(text).ids == before
+    else:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(work / "base" / "tokenizer.model"))
+        assert tokenizer.encode(text).ids == [model.bos_id(), *model.encode(text)]
+
+
+def test_old_rows_are_the_base_s_to_the_end(work: Path) -> None:
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        old = rows_of(work / "base", key)
+        for name in ("extended", "merged", "final"):
+            assert torch.equal(rows_of(work / name, key)[: len(old)], old)
+        assert not torch.equal(rows_of(work / "extended", key), rows_of(work / "merged", key))
+
+
+def test_packed_documents_decode_with_their_newlines_and_end_with_eos(work: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(work / "extended"))
+    blocks = Blocks.open(work / "tokens")
+    ids = blocks.ids.reshape(-1)
+    parts = [part.tolist() for part in np.split(ids, np.cumsum(blocks.lengths)[:-1])]
+    ends = [part for part in parts if part[-1] == tokenizer.eos_token_id]
+    assert len(ends) == (ids == tokenizer.eos_token_id).sum() > 50
+    assert len(ends) == read_record(work / "tokens")["result"]["documents"]
+    texts = [*read_documents(work / "corpus"), *read_documents(work / "english.jsonl")]
+    whole = "\0".join(texts)
+    read = [tokenizer.decode(part, skip_special_tokens=True).strip("�") for part in parts]
+    assert all(text in whole for text in read)
+    assert sum("\n" in text for text in read) > 100
+
+
+def test_replay_has_its_share(work: Path) -> None:
+    result = read_record(work / "tokens")["result"]
+    assert result["replay_blocks"] / result["blocks"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_pad_is_never_eos_and_generation_stops_at_eos(work: Path) -> None:
+    for name in ("extended", "merged", "final", "export"):
+        tokenizer = AutoTokenizer.from_pretrained(str(work / name))
+        settings = json.loads((work / name / "generation_config.json").read_text())
+        assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+        assert settings["eos_token_id"] == tokenizer.eos_token_id
+        assert settings["pad_token_id"] == tokenizer.pad_token_id
+        assert tokenizer.chat_template
+
+
+def test_training_lowers_the_bits_per_byte_of_held_out_chinese(work: Path) -> None:
+    bits = {
+        name: read_record(work / f"report-{name}")["result"]["chinese"]
+        for name in ("extended", "merged", "final")
+    }
+    assert bits["merged"] < bits["extended"]
+    losses = [line["loss"] for line in read_metrics(work / "tuned" / "metrics.jsonl")]
+    assert losses[-1] < losses[0] - 0.1
+    assert bits["final"] != bits["merged"]
+
+
+def test_the_loss_masks_everything_but_replies(work: Path) -> None:
+    [row] = read_record(work / "tuned")["result"]["mixture"]
+    assert row[1:4] == ["alpaca", 30, 0]
+    line = read_metrics(work / "tuned" / "metrics.jsonl")[0]
+    assert line["tokens"] < row[4] / 2
+
+
+def test_chat_answers_every_prompt(work: Path) -> None:
+    lines = (work / "answers" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    roles = [[message["role"] for message in json.loads(line)["messages"]] for line in lines]
+    assert roles == [["user", "assistant"]] * 2
+
+
+def test_the_export_opens_in_bfloat16_and_predicts_the_same(work: Path) -> None:
+    exported = AutoModelForCausalLM.from_pretrained(str(work / "export"), dtype="auto")
+    assert exported.dtype == torch.bfloat16
+    final = AutoModelForCausalLM.from_pretrained(str(work / "final"))
+    ids = torch.tensor([AutoTokenizer.from_pretrained(str(work / "export"))("今天天气很好")["input_ids"]])
+    with torch.no_grad():
+        chances = [model.float()(ids).logits.softmax(-1) for model in (exported, final)]
+    assert (chances[0] - chances[1]).abs().sum(-1).max() < 0.05
+
+
+# The launchers. Two ranks of batch 4 see what one process of batch 8 sees, so they owe the same losses.
+STEPS = ["--train.max-steps", "40", "--train.save-steps", "5", "--train.learning-rate", "1e-3"]
+
+
+@pytest.fixture
+def words(extended_models: dict[str, Path], token_dirs: dict[str, Path], toy: list[str]) -> list[str]:
+    """The recipe for small models on the untied toy, but for batch and output."""
+    recipe = ["--config", str(ROOT / "pretrain" / "tiny.yaml"), *STEPS, *toy]
+    kind = "sentencepiece"
+    return [*recipe, "--model", str(extended_models[kind]), "--tokens", str(token_dirs[kind])]
+
+
+@pytest.fixture
+def alone(words: list[str]) -> Callable[[Path], list[dict[str, Any]]]:
+    """The same in this process, without DeepSpeed: the lines of its metrics."""
+
+    def run(output: Path) -> list[dict[str, Any]]:
+        batch = ["--train.per-device-train-batch-size", "8", "--train.deepspeed", "null"]
+        main(["pretrain", *words, *batch, "--output", str(output)])
+        return read_metrics(output / "metrics.jsonl")
+
+    return run
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """A command of the virtual environment in a process group of its own, in the project's folder."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    return subprocess.Popen(
+        list(map(str, arguments)),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def launch(words: list[str], output: Path, *flags: str) -> subprocess.Popen[str]:
+    """`deepspeed pretrain/run.py` with two ranks on a port of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = ["--num_accelerators", 2, "--master_port", port]
+    batch = ["--train.per-device-train-batch-size", "4"]
+    program = [BIN / "deepspeed", *ranks, "pretrain/run.py"]
+    return start(*program, *words, *batch, "--output", output, *flags)
+
+
+def outcome(process: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
+    """Exit code and output of a process, none of whose group outlives the test."""
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a process said that must succeed."""
+    code, said = outcome(process, 300)
+    assert code == 0, said
+    return said
+
+
+def interrupt_after(process: subprocess.Popen[str], file: Path) -> tuple[int, str]:
+    """Press Ctrl-C once a file is there; the exit code and what was said."""
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    return outcome(process, 60)
+
+
+def assert_close(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a["step"], a["tokens"], a["learning_rate"]) == (b["step"], b["tokens"], b["learning_rate"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_deepspeed_interrupted_and_started_again_equals_one_process(
+    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    output = tmp_path / "run"
+    code, said = interrupt_after(launch(words, output), output / "checkpoint-5" / "trainer_state.json")
+    assert code != 0
+    assert "result" not in read_record(output), said
+    shutil.copytree(output, tmp_path / "alone")
+    said = finished(launch(words, output))
+    assert "resuming from" in said
+    assert "start afresh" not in said
+    reference = alone(tmp_path / "reference")
+    assert_close(read_metrics(output / "metrics.jsonl"), reference)
+    assert read_record(output)["result"]["steps"] == 40
+    # The same checkpoint goes on with one rank and no DeepSpeed: data and schedule stay.
+    lines = alone(tmp_path / "alone")
+    for name in ("step", "tokens", "learning_rate"):
+        assert [line[name] for line in lines] == [line[name] for line in reference]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in reference], rel=0.01)
+
+
+@pytest.mark.slow
+def test_zero3_equals_one_process(
+    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    short = ["--train.max-steps", "6", "--train.deepspeed", "ds_configs/zero3.json"]
+    output = tmp_path / "run"
+    finished(launch(words, output, *short, "--train.activation-checkpointing", "true"))
+    words += short[:2]
+    assert_close(read_metrics(output / "metrics.jsonl"), alone(tmp_path / "reference"))
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "reference"))
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_inputs_and_an_unfinished_run_that_goes_on(
+    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    inputs = [Path(words[words.index(flag) + 1]) for flag in ("--model", "--tokens")]
+    before = [hashes(folder) for folder in inputs]
+    batch = ["--train.per-device-train-batch-size", "8", "--train.deepspeed", "null"]
+    process = start(BIN / "zhllama", "pretrain", *words, *batch, "--output", tmp_path / "run")
+    code, said = interrupt_after(process, tmp_path / "run" / "checkpoint-5" / "trainer_state.json")
+    assert code == 130, said
+    assert said.endswith("interrupted; inputs are untouched, the output is marked unfinished\n")
+    assert "Traceback" not in said
+    assert [hashes(folder) for folder in inputs] == before
+    assert "result" not in read_record(tmp_path / "run")
+    with pytest.raises(SystemExit) as stop:
+        main(["merge-adapter", "--adapter", str(tmp_path / "run"), "--output", str(tmp_path / "m")])
+    assert stop.value.code == 2
+    for mine, theirs in zip(alone(tmp_path / "run"), alone(tmp_path / "reference"), strict=True):
+        assert mine | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+@pytest.mark.slow
+def test_python_sft_run(tmp_path: Path, extended_models: dict[str, Path], toy: list[str]) -> None:
+    data = json.dumps([{"file": str(write_rows(tmp_path / "i.jsonl", INSTRUCTIONS))}])
+    paths = ["--model", extended_models["bytelevel"], "--data", data, "--output", tmp_path / "run"]
+    said = finished(start(sys.executable, "sft/run.py", "--config", "sft/tiny.yaml", *paths, *toy))
+    result = read_record(tmp_path / "run")["result"]
+    assert result["steps"] == len(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    assert f"{result['steps']} steps on 30 conversations in {result['blocks']} blocks" in said
