@@ -13,7 +13,7 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Message, from_alpaca, from_messages
 from zhllama.device import default_device, default_dtype
-from zhllama.model.weights import read_config, shards
+from zhllama.model.weights import load_model, read_config, shards
 from zhllama.terminal import console, say, track
 from zhllama.tokenizer.load import load
 
@@ -69,16 +69,14 @@ class Speaker:
     """
 
     def __init__(self, directory: Path, config: ChatConfig) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.positions = int(read_config(directory)["max_position_embeddings"])
         shards(directory)
         if load(directory, "--model").chat_template is None:
             raise UserError(f"--model {directory}: no chat template inside, so it cannot chat")
         self.tokenizer = AutoTokenizer.from_pretrained(str(directory))
-        self.model = AutoModelForCausalLM.from_pretrained(
-            str(directory), dtype=default_dtype(), use_safetensors=True
-        )
+        self.model = load_model(directory, default_dtype())
         self.model.to(default_device()).eval()
         self.config = config
         torch.manual_seed(config.seed)

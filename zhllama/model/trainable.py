@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zhllama.artifact import read_record
 from zhllama.config import UserError
 from zhllama.model.loss import linear_cross_entropy
+from zhllama.model.weights import find_tensor, load_model
 
 Embeddings = Literal["new", "all", "none"]
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -141,9 +142,8 @@ def load_trainable(
         UserError: a LoRA target that the model does not have.
     """
     from peft import inject_adapter_in_model
-    from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
+    base = load_model(directory, dtype)
     base.requires_grad_(False)
     base.config.use_cache = False
     count = new_row_count(directory) if embeddings == "new" else 0
@@ -266,8 +266,6 @@ def _install_rows(base: Any, directory: Path, count: int) -> None:
 
 def last_rows(directory: Path, key: str, count: int) -> Tensor:
     """The last rows of a tensor, read from disk: under ZeRO-3 no rank holds the whole matrix."""
-    from zhllama.model.weights import find_tensor
-
     with find_tensor(directory, key) as tensor:
         return torch.as_tensor(tensor[-count:]).float()
 

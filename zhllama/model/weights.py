@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zhllama.config import UserError
@@ -54,6 +55,16 @@ def find_tensor(directory: Path, key: str) -> Iterator[Any]:
                 yield file.get_slice(key)
                 return
     raise UserError(f"{directory}: no tensor {key}; a LLaMA-family checkpoint is needed")
+
+
+def load_model(directory: Path, dtype: torch.dtype) -> Any:
+    """A causal language model as transformers loads it: from safetensors only, and without its remarks."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, use_safetensors=True)
 
 
 def rewrite(source: Path, target: Path, change: Callable[[str, Tensor], Tensor], what: str) -> None:
