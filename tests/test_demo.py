@@ -169,5 +169,5 @@ def test_report_names_the_arm_that_won(control: float, winner: str, tmp_path: Pa
     assert "3.00 times fewer tokens" in page
     assert "3.0 minutes in all, at most 2.5 GB" in page
     assert "answers-base" in page and "answers-final" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert artifact.RUN_FILE not in page

@@ -119,6 +119,7 @@ def bar_plot(
         # Many bars are narrower than their figures.
         axes.bar_label(bars, labels, fontsize=8, padding=2, rotation=90 if len(series) > 3 else 0)
     axes.set_xticks(range(len(groups)), groups)
+    axes.margins(y=0.15)  # room for the figures
     axes.set_ylabel(y_label)
     if len(series) > 1:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

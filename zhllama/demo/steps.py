@@ -34,7 +34,7 @@ class Budget:
 
 
 FULL = Budget(5.5, 2.0, 24_000, 15_000, 60, 256)
-FAST = Budget(0.25, 0.2, 24_000, 2_500, 24, 256)
+FAST = Budget(0.15, 0.1, 24_000, 1_500, 16, 256)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def plan(home: Path, budget: Budget) -> list[Step]:
     answer = ("--input", questions, "--max-new-tokens", str(budget.answer_tokens))
     sft_data = f'[{{"file": "{ROOT / "sft" / "demo_instructions.jsonl"}"}}]'
     at = {name: str(home / name) for name in OUTPUTS}
-    evaluate = budget.held_out_bytes / 1500
+    evaluate, answers = budget.held_out_bytes / 600, 6 + budget.answer_tokens / 4  # seconds
 
     def step(
         number: int, title: str, output: str, seconds: float, *arguments: str, launched: bool = False
@@ -100,29 +100,29 @@ def plan(home: Path, budget: Budget) -> list[Step]:
         return Step(number, title, arguments, home / output, seconds, launched)
 
     return [
-        step(1, "clean the Chinese text", "corpus-zh", 5, "clean", "--corpus", str(home / "raw" / "chinese")),
-        step(1, "clean the English text", "corpus-en", 3, "clean", "--corpus", str(home / "raw" / "english")),
-        step(2, "train a Chinese tokenizer", "chinese", 9, "train-tokenizer", "--corpus", at["corpus-zh"],
+        step(1, "clean the Chinese text", "corpus-zh", 4, "clean", "--corpus", str(home / "raw" / "chinese")),
+        step(1, "clean the English text", "corpus-en", 2, "clean", "--corpus", str(home / "raw" / "english")),
+        step(2, "train a Chinese tokenizer", "chinese", 8, "train-tokenizer", "--corpus", at["corpus-zh"],
              "--base", at["base"], "--size", str(budget.pieces)),
-        step(3, "merge it into the base's", "tokenizer", 6, "merge-tokenizer", "--base", at["base"],
+        step(3, "merge it into the base's", "tokenizer", 5, "merge-tokenizer", "--base", at["base"],
              "--chinese", at["chinese"]),
-        step(3, "compare the tokenizers", "tokenizer-report", 9, "tokenizer-report", "--tokenizer", at["base"],
+        step(3, "compare the tokenizers", "tokenizer-report", 4, "tokenizer-report", "--tokenizer", at["base"],
              "--tokenizer", at["tokenizer"], "--hidden", "576", *texts),
-        step(4, "grow the embeddings", "model", 6, "resize-embeddings", "--model", at["base"],
+        step(4, "grow the embeddings", "model", 4, "resize-embeddings", "--model", at["base"],
              "--tokenizer", at["tokenizer"]),
-        step(5, "pack for the grown model", "tokens", 5, "pack", "--corpus", at["corpus-zh"],
+        step(5, "pack for the grown model", "tokens", 4, "pack", "--corpus", at["corpus-zh"],
              "--replay", at["corpus-en"], "--model", at["model"], "--block-size", block),
-        step(5, "pack for the base (control arm)", "tokens-base", 8, "pack", "--corpus", at["corpus-zh"],
+        step(5, "pack for the base (control arm)", "tokens-base", 4, "pack", "--corpus", at["corpus-zh"],
              "--replay", at["corpus-en"], "--model", at["base"], "--block-size", block),
-        step(6, "pretrain, vocabulary extended", "pretrain", 60 * minutes + 40, *pretrain, "--model", at["model"],
+        step(6, "pretrain, vocabulary extended", "pretrain", 60 * minutes + 25, *pretrain, "--model", at["model"],
              "--tokens", at["tokens"], launched=True),
-        step(6, "pretrain, base vocabulary (control arm)", "pretrain-base", 60 * minutes + 40, *pretrain,
+        step(6, "pretrain, base vocabulary (control arm)", "pretrain-base", 60 * minutes + 25, *pretrain,
              "--model", at["base"], "--tokens", at["tokens-base"], "--embeddings", "none", launched=True),
-        step(7, "merge the adapter", "merged", 12, "merge-adapter", "--adapter", at["pretrain"]),
-        step(8, "tune on instructions", "sft", 60 * budget.sft_minutes + 25, "sft", "--config", "sft/tiny.yaml",
+        step(7, "merge the adapter", "merged", 7, "merge-adapter", "--adapter", at["pretrain"]),
+        step(8, "tune on instructions", "sft", 60 * budget.sft_minutes + 15, "sft", "--config", "sft/tiny.yaml",
              "--model", at["merged"], "--data", sft_data, "--max-minutes", str(budget.sft_minutes)),
-        step(9, "merge the adapter", "final", 12, "merge-adapter", "--adapter", at["sft"]),
-        step(10, "measure the base", "measured-base", 8 + 2 * evaluate, "evaluate", "--model", at["base"], *measure),
+        step(9, "merge the adapter", "final", 7, "merge-adapter", "--adapter", at["sft"]),
+        step(10, "measure the base", "measured-base", 8 + 1.7 * evaluate, "evaluate", "--model", at["base"], *measure),
         step(10, "measure after resizing", "measured-resized", 8 + evaluate, "evaluate", "--model", at["model"],
              *measure),
         step(10, "measure after pretraining", "measured-pretrained", 8 + evaluate, "evaluate",
@@ -130,11 +130,12 @@ def plan(home: Path, budget: Budget) -> list[Step]:
         step(10, "measure after merging", "measured-merged", 8 + evaluate, "evaluate", "--model", at["merged"],
              *measure),
         step(10, "measure after SFT", "measured-final", 8 + evaluate, "evaluate", "--model", at["final"], *measure),
-        step(10, "measure the control arm", "measured-control", 8 + 2 * evaluate, "evaluate",
+        step(10, "measure the control arm", "measured-control", 8 + 1.7 * evaluate, "evaluate",
              "--adapter", at["pretrain-base"], *measure),
-        step(10, "answers of the base", "answers-base", 20, "chat", "--model", at["base"], *answer),
-        step(10, "answers of the final model", "answers-final", 20, "chat", "--model", at["final"], *answer),
-        step(10, "export the final model", "export", 12, "export", "--model", at["final"]),
+        step(10, "answers of the base", "answers-base", answers, "chat", "--model", at["base"], *answer),
+        step(10, "answers of the final model", "answers-final", answers, "chat", "--model", at["final"],
+             *answer),
+        step(10, "export the final model", "export", 2, "export", "--model", at["final"]),
     ]  # fmt: skip
 
 

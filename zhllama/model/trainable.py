@@ -141,8 +141,6 @@ def load_trainable(
     Raises:
         UserError: a LoRA target that the model does not have.
     """
-    from peft import inject_adapter_in_model
-
     base = load_model(directory, dtype)
     base.requires_grad_(False)
     base.config.use_cache = False
@@ -152,6 +150,8 @@ def load_trainable(
         base.get_input_embeddings().weight.requires_grad_(True)
         base.lm_head.weight.requires_grad_(True)
     if lora is not None:
+        from peft import inject_adapter_in_model
+
         _check_targets(base, lora)
         base = inject_adapter_in_model(_lora_config(lora), base)
     for name, parameter in base.named_parameters():
