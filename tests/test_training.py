@@ -343,6 +343,7 @@ def test_defaults_that_the_field_lacks(tmp_path: Path) -> None:
     train = parse("pretrain", PretrainConfig, flags).train
     assert train.report_to == ["tensorboard"]
     assert (train.logging_steps, train.save_total_limit) == (1, 2)
+    assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps) == (2e-4, "cosine", 0.05)
     assert train.output_dir == str(tmp_path / "r")
 
 
@@ -351,6 +352,11 @@ def test_defaults_that_the_field_lacks(tmp_path: Path) -> None:
     [
         (["--train.deepspeed", "none.json"], "train.deepspeed none.json: no such file"),
         (["--train.num-train-epochs", "0", "--train.max-steps", "-1"], "one of them must be above 0"),
+        (["--train.learning_rate", "-0.5"], "train.learning_rate -0.5: it must be above 0"),
+        (
+            ["--train.eval_strategy", "steps"],
+            "train.eval_strategy steps: runs do not evaluate; use zhllama evaluate",
+        ),
         (["--embedding-learning-rate", "0"], "embedding_learning_rate 0.0: it must be above 0"),
         (["--max-minutes", "-1"], "max_minutes -1.0: it must be above 0"),
         (["--lora.targets", "[wq]"], "lora.targets wq: no such linear layer; there are down_proj"),
@@ -367,3 +373,16 @@ def test_settings_that_cannot_be(
     assert message in problem
     assert problem.count("\n") == 1
     assert not (tmp_path / "r").exists()
+
+
+def test_deepspeed_on_cpu_needs_a_compiler(
+    tmp_path: Path, solo: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit) as stop:
+        solo(
+            tmp_path / "r", "--train.deepspeed", str(Path(__file__).parents[1] / "ds_configs" / "zero2.json")
+        )
+    assert stop.value.code == 2
+    assert "there is no C++ compiler; install g++" in capsys.readouterr().err

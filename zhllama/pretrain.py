@@ -13,7 +13,7 @@ from zhllama.config import UserError
 from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
 from zhllama.pack import Blocks, check_block_size
 from zhllama.terminal import say
-from zhllama.training import check_arguments, machine_defaults, run_directory, train
+from zhllama.training import check_arguments, run_directory, train, training_defaults
 
 
 @dataclass
@@ -38,7 +38,7 @@ class PretrainConfig:
     train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
     """Any field of transformers.TrainingArguments."""
 
-    defaults = staticmethod(machine_defaults)
+    defaults = staticmethod(training_defaults)
     check = staticmethod(check_arguments)
 
 

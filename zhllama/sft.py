@@ -12,7 +12,7 @@ from zhllama.conversation import Source, encode_mixture
 from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
 from zhllama.pack import check_block_size, pack_conversations
 from zhllama.terminal import print_table, say
-from zhllama.training import check_arguments, machine_defaults, run_directory, train
+from zhllama.training import check_arguments, run_directory, train, training_defaults
 
 
 @dataclass
@@ -37,7 +37,7 @@ class SftConfig:
     train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
     """Any field of transformers.TrainingArguments."""
 
-    defaults = staticmethod(machine_defaults)
+    defaults = staticmethod(training_defaults)
     check = staticmethod(check_arguments)
 
 

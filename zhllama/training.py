@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,15 +36,19 @@ from zhllama.terminal import say
 from zhllama.tokenizer.load import load, token_bytes
 
 
-def machine_defaults() -> dict[str, Any]:
-    """Defaults of TrainingArguments that only the machine can tell, and ours where the field's differ."""
+def training_defaults() -> dict[str, Any]:
+    """Defaults of TrainingArguments where the machine decides, and where the field's habit is not transformers'."""
     cuda = torch.cuda.is_available()
     return {
         "train.bf16": prefers_bf16(),
         "train.use_cpu": not cuda,
+        "train.dataloader_pin_memory": cuda,
+        "train.learning_rate": 2e-4,
+        "train.lr_scheduler_type": "cosine",
+        "train.warmup_steps": 0.05,
+        "train.num_train_epochs": 1.0,
         "train.report_to": ["tensorboard"],
         "train.logging_steps": 1,
-        "train.dataloader_pin_memory": cuda,
         "train.save_total_limit": 2,
     }
 
@@ -52,19 +57,31 @@ def check_arguments(train: Any) -> None:
     """Refuse what TrainingArguments would fail on late, and make one process a world of one for DeepSpeed.
 
     Raises:
-        UserError: no such DeepSpeed file, no length of training.
+        UserError: no such DeepSpeed file or no compiler for its CPU op, no length or rate of training, an evaluation
+            that has nothing to evaluate.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if isinstance(train.deepspeed, str):
         if not Path(train.deepspeed).is_file():
             raise UserError(f"train.deepspeed {train.deepspeed}: no such file")
+        if os.environ.get("DS_ACCELERATOR") == "cpu" and not shutil.which(os.environ.get("CXX", "c++")):
+            raise UserError(
+                "train.deepspeed: on CPU DeepSpeed compiles an op on its first start, and there is no C++ compiler; "
+                "install g++, or set --train.deepspeed null"
+            )
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29511")
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise UserError("train.max_steps or train.num_train_epochs: one of them must be above 0")
+    if train.learning_rate <= 0:
+        raise UserError(f"train.learning_rate {train.learning_rate}: it must be above 0")
+    if str(train.eval_strategy) not in ("no", "IntervalStrategy.NO"):
+        raise UserError(
+            f"train.eval_strategy {train.eval_strategy}: runs do not evaluate; use zhllama evaluate"
+        )
 
 
 def is_first_rank() -> bool:
