@@ -235,8 +235,9 @@ def token_dirs(
 
 @pytest.fixture(scope="session")
 def toy() -> list[str]:
-    """Flags that make a toy run exact and quick: no accelerator, float32, no event files, small LoRA."""
+    """Flags that make a toy run exact and quick: no accelerator, float32, no event files, no warm-up, small LoRA."""
     flags = {"train.use-cpu": "true", "train.bf16": "false", "train.report-to": "none", "lora.rank": "4"}
+    flags |= {"train.warmup-steps": "0", "train.lr-scheduler-type": "linear"}
     return [word for name, value in flags.items() for word in (f"--{name}", value)]
 
 

@@ -236,12 +236,13 @@ def test_the_export_opens_in_bfloat16_and_predicts_the_same(work: Path) -> None:
 
 # The launchers. Two ranks of batch 4 see what one process of batch 8 sees, so they owe the same losses.
 STEPS = ["--train.max-steps", "40", "--train.save-steps", "5", "--train.learning-rate", "1e-3"]
+STEPS += ["--train.warmup-steps", "0.05", "--train.lr-scheduler-type", "cosine"]
 
 
 @pytest.fixture
 def words(extended_models: dict[str, Path], token_dirs: dict[str, Path], toy: list[str]) -> list[str]:
     """The recipe for small models on the untied toy, but for batch and output."""
-    recipe = ["--config", str(ROOT / "pretrain" / "tiny.yaml"), *STEPS, *toy]
+    recipe = ["--config", str(ROOT / "pretrain" / "tiny.yaml"), *toy, *STEPS]
     kind = "sentencepiece"
     return [*recipe, "--model", str(extended_models[kind]), "--tokens", str(token_dirs[kind])]
 

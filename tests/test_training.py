@@ -116,7 +116,8 @@ def test_accumulating_gradients_equals_a_larger_batch(tmp_path: Path, run: Run) 
     run(one, "--train.per-device-train-batch-size", 4)
     run(two, "--train.per-device-train-batch-size", 2, "--train.gradient-accumulation-steps", 2)
     for a, b in zip(told(one), told(two), strict=True):
-        assert a == pytest.approx(b, rel=1e-3)
+        assert a | {"grad_norm": 0} == pytest.approx(b | {"grad_norm": 0}, rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.02)
     a, b = adapter(one), adapter(two)
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-2, atol=1e-4)
@@ -220,7 +221,8 @@ def test_a_refusal_late_in_a_run_keeps_its_checkpoints(
 
 def test_an_unmoved_adapter_is_refused(tmp_path: Path, solo: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        solo(tmp_path / "r", "--train.learning-rate", 0, "--train.save-strategy", "no")
+        # The only step is a warm-up's first, at a rate of 0.
+        solo(tmp_path / "r", "--train.max-steps", 1, "--train.warmup-steps", 1, "--train.save-strategy", "no")
     assert stop.value.code == 2
     assert "never moved from zero; training had no effect" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()

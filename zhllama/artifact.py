@@ -68,18 +68,16 @@ def create(
             cannot be made; with `resume`, the inputs are not those that the run began with.
     """
     path = Path(output)
-    for name, source in inputs.items():
-        if Path(source).resolve() in path.resolve().parents:
-            raise UserError(f"--output {path}: lies inside --{name} {source}; choose a directory elsewhere")
-    continued = _claim(path, command, resume)
+    continued = _is_unfinished(path, command, inputs)
+    if continued and not resume:
+        shutil.rmtree(path)
+        continued = False
     record: dict[str, Any] = {
         "command": command,
         "kind": kind,
         "settings": as_given(config),
         "versions": {name: _version(name) for name in VERSIONED},
-        "inputs": {
-            name: {"path": str(source), "fingerprint": fingerprint(source)} for name, source in inputs.items()
-        },
+        "inputs": _described(inputs),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     if continued:
@@ -100,6 +98,12 @@ def create(
     record["seconds"] = round(time.monotonic() - begun, 1)
     record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
     write_json(path / RUN_FILE, record)
+
+
+def check_resumable(output: str | Path, command: str, inputs: Mapping[str, str | Path]) -> None:
+    """Refuse what `create` with `resume` refuses, and write nothing: for the ranks that only follow."""
+    if _is_unfinished(Path(output), command, inputs):
+        _check_continues(Path(output), _described(inputs))
 
 
 def require(source: str | Path, kind: str, flag: str) -> Path:
@@ -177,11 +181,21 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _claim(path: Path, command: str, resume: bool) -> bool:
-    """Make `path` ours to write; True when an unfinished run is continued."""
+def _described(inputs: Mapping[str, str | Path]) -> dict[str, dict[str, str]]:
+    return {
+        name: {"path": str(source), "fingerprint": fingerprint(source)} for name, source in inputs.items()
+    }
+
+
+def _is_unfinished(path: Path, command: str, inputs: Mapping[str, str | Path]) -> bool:
+    """Whether `path` holds an unfinished run of this command; a UserError where it is not ours to write."""
+    for name, source in inputs.items():
+        if Path(source).resolve() in path.resolve().parents:
+            raise UserError(f"--output {path}: lies inside --{name} {source}; choose a directory elsewhere")
     if path.is_file():
         raise UserError(f"--output {path}: a file is in the way; choose another directory")
-    if not path.is_dir() or not any(path.iterdir()):
+    # Another rank may be writing the first run.json at this moment.
+    if not path.is_dir() or all(file.name == f"{RUN_FILE}.tmp" for file in path.iterdir()):
         return False
     record = read_record(path)
     if not record:
@@ -191,10 +205,7 @@ def _claim(path: Path, command: str, resume: bool) -> bool:
         raise UserError(
             f"--output {path}: {state} run of {record['command']}; choose another directory or delete this one"
         )
-    if resume:
-        return True
-    shutil.rmtree(path)
-    return False
+    return True
 
 
 def _check_continues(path: Path, inputs: dict[str, dict[str, str]]) -> None:

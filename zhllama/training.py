@@ -91,8 +91,12 @@ def is_first_rank() -> bool:
 
 @contextmanager
 def run_directory(config: Any, command: str, inputs: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """The run directory as `artifact.create` makes it, on the first rank; yields the dict of its result."""
+    """The run directory as `artifact.create` makes it, on the first rank; yields the dict of its result.
+
+    The others refuse what it refuses: left alone they would bury its one line under errors of their own.
+    """
     if not is_first_rank():
+        artifact.check_resumable(config.output, command, inputs)
         yield {}
         return
     with artifact.create(config.output, "run", command, config, inputs, resume=True) as run:
