@@ -275,7 +275,7 @@ def test_base_of_another_family(tmp_path: Path, config: ResizeConfig) -> None:
 
 
 def test_missing_base(config: ResizeConfig) -> None:
-    with pytest.raises(UserError, match=r"--model ./nowhere: no such directory here, and the hub gave none"):
+    with pytest.raises(UserError, match=r"--model ./nowhere: no such file or directory"):
         resize_embeddings(replace(config, model="./nowhere"))
 
 

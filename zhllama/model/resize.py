@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zhllama import artifact
@@ -118,18 +119,24 @@ def new_rows(
     matrix = old.float()
     mean, deviation = matrix.mean(0), matrix.std()
     fresh = mean.repeat(len(parts), 1)
-    for row, (ids, lengths) in enumerate(parts):
-        if not ids or how == "global":
-            continue
-        if how in ("first", "last"):
-            fresh[row] = matrix[ids[0] if how == "first" else ids[-1]]
-            continue
-        weights = torch.tensor(lengths if how == "length" else [1] * len(ids), dtype=torch.float32)
-        fresh[row] = (weights / weights.sum()) @ matrix[ids]
+    with_text = [row for row, (ids, _) in enumerate(parts) if ids and how not in ("global", "random")]
+    if with_text:
+        # One weighted sum per row, all rows at once.
+        ids = torch.tensor([i for row in with_text for i in parts[row][0]])
+        weights = torch.tensor([weight for row in with_text for weight in _weights(parts[row][1], how)])
+        starts = torch.tensor([0, *(len(parts[row][0]) for row in with_text[:-1])]).cumsum(0)
+        fresh[with_text] = F.embedding_bag(ids, matrix, starts, mode="sum", per_sample_weights=weights)
     spread = deviation if how == "random" else noise * deviation
-    if how == "random":
-        fresh = mean.repeat(len(parts), 1)
     return fresh + spread * torch.randn(fresh.shape, generator=generator)
+
+
+def _weights(lengths: list[int], how: Initialisation) -> list[float]:
+    """How much of each sub-token's row goes into a new row; they sum to 1."""
+    if how in ("first", "last"):
+        chosen = 0 if how == "first" else len(lengths) - 1
+        return [float(place == chosen) for place in range(len(lengths))]
+    shares = lengths if how == "length" else [1] * len(lengths)
+    return [share / sum(shares) for share in shares]
 
 
 def _check_base(source: Path, tokenizer_dir: Path, wanted: str) -> None:
