@@ -19,7 +19,7 @@ from zhllama.artifact import read_record
 from zhllama.cli import main
 from zhllama.config import UserError, parse
 from zhllama.metrics import StepCallback, read_metrics
-from zhllama.pack import Blocks
+from zhllama.pack import Blocks, PackConfig, pack
 from zhllama.pretrain import PretrainConfig
 
 Run = Any  # (output, *flags) -> None
@@ -152,13 +152,20 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 
 def test_resuming_in_a_later_epoch_goes_on_with_its_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solo: Run, token_dirs: dict[str, Path]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    solo: Run,
+    extended_models: dict[str, Path],
+    corpus_file: Path,
 ) -> None:
-    batch = -(-len(Blocks.open(token_dirs["bytelevel"])) // 3)  # three steps an epoch
-    flags = ["--train.per-device-train-batch-size", batch, "--train.save-steps", 4]
-    solo(tmp_path / "whole", *flags)
-    interrupt(monkeypatch, 5, lambda: solo(tmp_path / "broken", *flags))
-    solo(tmp_path / "broken", *flags)
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:4]))
+    pack(PackConfig(str(few), str(extended_models["bytelevel"]), str(tmp_path / "t"), block_size=64))
+    batch = -(-len(Blocks.open(tmp_path / "t")) // 3)  # three steps an epoch
+    flags = ["--tokens", tmp_path / "t", "--train.per-device-train-batch-size", batch]
+    solo(tmp_path / "whole", *flags, "--train.save-steps", 4)
+    interrupt(monkeypatch, 5, lambda: solo(tmp_path / "broken", *flags, "--train.save-steps", 4))
+    solo(tmp_path / "broken", *flags, "--train.save-steps", 4)
     assert told(tmp_path / "broken") == told(tmp_path / "whole")
 
 
