@@ -18,34 +18,9 @@ from zhllama.tokenizer import check
 from zhllama.tokenizer.alphabet import is_cjk
 from zhllama.tokenizer.load import Loaded, load
 from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
-from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 from zhllama.tokenizer.write import sentencepiece_tokenizer
 
-SIZE = 1500
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory, chinese_text: str) -> Path:
-    file = tmp_path_factory.mktemp("corpus") / "news.txt"
-    file.write_text(chinese_text, encoding="utf-8")
-    return file
-
-
-@pytest.fixture(scope="session", params=["sentencepiece", "bytelevel", "mistral"])
-def merged(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path
-) -> tuple[Loaded, Loaded]:
-    """(base, merged) for each base."""
-    fixtures = {"mistral": "mistral_model"}
-    base = request.getfixturevalue(fixtures.get(request.param, f"{request.param}_base"))
-    folder = tmp_path_factory.mktemp("merged")
-    if base.suffix == ".v1":
-        base = Path(shutil.copy(base, folder / "tokenizer.model"))
-    train_tokenizer(
-        TrainTokenizerConfig(str(corpus), str(folder / "t"), base=str(base), size=SIZE, threads=1)
-    )
-    merge_tokenizer(MergeTokenizerConfig(str(base), str(folder / "t"), str(folder / "m")))
-    return load(base, "--base"), load(folder / "m")
+SIZE = 1500  # what the fixture `merged` adds
 
 
 def words(path: Path, *lines: str) -> str:
@@ -205,7 +180,7 @@ def test_keep_takes_the_base_template_and_its_pad(tmp_path: Path, bytelevel_base
     assert read_record(tmp_path / "m")["result"]["specials"] == []
 
 
-def test_ignore_merges_base(tmp_path: Path, bytelevel_base: Path, corpus: Path) -> None:
+def test_ignore_merges_base(tmp_path: Path, bytelevel_base: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(bytelevel_base, base)
     state = json.loads((base / "tokenizer.json").read_text())
