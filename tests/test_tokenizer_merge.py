@@ -277,7 +277,7 @@ def test_refuses_unsuitable_settings(tmp_path: Path, sentencepiece_base: Path, b
     refused(MergeTokenizerConfig(base, words(tmp_path / "0.txt", ""), out), "the list is empty")
     refused(MergeTokenizerConfig(base, str(bytelevel_base), out), "no chinese_sp.model inside")
     (tmp_path / "gbk.txt").write_bytes("中国".encode("gbk"))
-    refused(MergeTokenizerConfig(base, str(tmp_path / "gbk.txt"), out), "not UTF-8")
+    refused(MergeTokenizerConfig(base, str(tmp_path / "gbk.txt"), out), "not UTF-8 at byte 0; if it is GBK")
 
 
 def test_refuses_a_base_without_the_roles_a_template_needs(tmp_path: Path, bytelevel_base: Path) -> None:
