@@ -141,7 +141,7 @@ def merged(
         base = request.getfixturevalue(f"{request.param}_base")
     train_tokenizer(
         TrainTokenizerConfig(
-            str(folder / "news.txt"), str(folder / "t"), base=str(base), size=1500, threads=1
+            [str(folder / "news.txt")], str(folder / "t"), base=str(base), size=1500, threads=1
         )
     )
     merge_tokenizer(MergeTokenizerConfig(str(base), str(folder / "t"), str(folder / "m")))
