@@ -129,7 +129,7 @@ def llama3_base(tmp_path_factory: pytest.TempPathFactory, english_text: str, chi
 def merged(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, chinese_text: str
 ) -> tuple[Loaded, Loaded]:
-    """(base, the base with 1,500 pieces trained for it and merged in) for each kind of base."""
+    """(base, the base with 1,500 pieces trained for it, half of them words) for each kind of base."""
     from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
     from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 
@@ -141,7 +141,12 @@ def merged(
         base = request.getfixturevalue(f"{request.param}_base")
     train_tokenizer(
         TrainTokenizerConfig(
-            [str(folder / "news.txt")], str(folder / "t"), base=str(base), size=1500, threads=1
+            [str(folder / "news.txt")],
+            str(folder / "t"),
+            base=str(base),
+            size=1500,
+            character_min_count=9,
+            threads=1,
         )
     )
     merge_tokenizer(MergeTokenizerConfig(str(base), str(folder / "t"), str(folder / "m")))

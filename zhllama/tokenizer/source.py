@@ -51,7 +51,8 @@ def read_source(path: str | Path, flag: str = "--chinese") -> Source:
             f"{flag} {path}: not UTF-8 at byte {problem.start:,}; if it is GBK, convert it: iconv -f GB18030 -t UTF-8"
         ) from problem
     # A jieba dictionary has frequency and tag behind the word.
-    lines = (line.strip("\r ").split(" ")[0].split("\t")[0] for line in text.removesuffix("\n").split("\n"))
+    entries = [] if not text else text.removesuffix("\n").split("\n")
+    lines = (line.strip("\r ").split(" ")[0].split("\t")[0] for line in entries)
     return Source(file, *_clean(lines))
 
 
