@@ -218,6 +218,34 @@ def test_word_list_admits_by_way_of_intermediates(tmp_path: Path, sentencepiece_
     assert "不是" in report["refused"]["overlaps itself or lets another do so (border rule)"]["examples"]
 
 
+def test_dropped_candidates_are_counted_and_shown(
+    tmp_path: Path, sentencepiece_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chinese = words(tmp_path / "w.txt", "中国", "中国", "", "人\x07民", "hello", "银行")
+    merge_tokenizer(MergeTokenizerConfig(str(sentencepiece_base), chinese, str(tmp_path / "m")))
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    assert report["dropped"] == {"given twice": 1, "empty": 1, "control characters": 1}
+    assert report["refused"]["not only CJK characters"] == {"count": 1, "examples": ["hello"]}
+    assert "not added: control characters" in capsys.readouterr().out
+
+
+def test_a_normalised_source_is_warned_of(
+    tmp_path: Path, sentencepiece_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["中国，人民", "人民 中国"] * 9),
+        model_prefix=str(tmp_path / "nfkc"),
+        vocab_size=12,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    config = MergeTokenizerConfig(str(sentencepiece_base), str(tmp_path / "nfkc.model"), str(tmp_path / "m"))
+    merge_tokenizer(config)
+    assert json.loads((tmp_path / "m" / "report.json").read_text())["normaliser"] == "nmt_nfkc"
+    assert "trained on normalised text (nmt_nfkc)" in capsys.readouterr().err
+
+
 def test_union_is_the_published_script(
     tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
