@@ -19,6 +19,7 @@ from zhllama.tokenizer.sample import (
     draw_sample,
     draw_samples,
     frequent_characters,
+    thin,
 )
 
 
@@ -119,6 +120,18 @@ def test_long_paragraphs_are_cut_and_not_skipped() -> None:
 
 def test_rare_characters_cut_runs() -> None:
     assert count_runs([sample("中国䶮人民", "人民")], "中国人民", lean=False) == {"中国": 1, "人民": 2}
+
+
+def test_thinning_keeps_the_sums() -> None:
+    counts = Counter(
+        {f"{chr(0x4E00 + i % 500)}{chr(0x5E00 + i)}": 1 + i % 3 for i in range(9000)} | {"中国": 5000}
+    )
+    thinned = thin(counts, 2000, seed=1)
+    assert thinned == thin(counts, 2000, seed=1)
+    assert len(thinned) == pytest.approx(2000, rel=0.1)
+    assert thinned["中国"] == 5000
+    assert thinned.total() == pytest.approx(counts.total(), rel=0.05)
+    assert thin(counts, 9001, seed=1) is counts
 
 
 def test_jieba_cuts_at_words_and_learns_new_ones() -> None:

@@ -16,7 +16,7 @@ from zhllama.config import UserError
 from zhllama.terminal import track
 from zhllama.tokenizer.alphabet import CJK_RUN, HAN, LETTER_CLASS, MARK_CLASS
 
-HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.05, 500_000
+HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 500_000
 # SentencePiece leaves out longer lines (4,192 bytes by default), so nothing longer is handed to it.
 LONGEST_RUN = 1000  # characters, of at most 4 bytes
 # These lean on the word after them. A mark that ends a sentence, a clause or a prompt stands alone: what follows
@@ -131,6 +131,28 @@ def count_runs(samples: Sequence[Sample], characters: Iterable[str], lean: bool)
             if part:
                 counts[part] += count
     return counts
+
+
+def thin(counts: Counter[str], most: int, seed: int) -> Counter[str]:
+    """At most about so many of the runs, with the same sums of counts on average (threshold sampling).
+
+    A run that occurs less often than a threshold is kept in proportion to its count, and then counts as often as
+    the threshold: the count of a pair of characters stays what it was, give or take a few of its rarest runs.
+    """
+    if len(counts) <= most:
+        return counts
+    found = numpy.fromiter(counts.values(), dtype=numpy.int64, count=len(counts))
+    threshold = 2
+    while numpy.minimum(found / threshold, 1).sum() > most:
+        threshold += 1
+    source = random.Random(seed)
+    return Counter(
+        {
+            run: max(n, threshold)
+            for run, n in counts.items()
+            if n >= threshold or source.random() * threshold < n
+        }
+    )
 
 
 def cut_at_words(counts: Counter[str], words: Iterable[str]) -> Counter[str]:

@@ -25,9 +25,12 @@ from zhllama.tokenizer.sample import (
     cut_like_base,
     draw_samples,
     frequent_characters,
+    thin,
 )
 from zhllama.tokenizer.source import read_words
 from zhllama.tokenizer.trainer import train_pieces
+
+MOST_RUNS = 2_000_000  # the trainer needs 1.2 kB for each
 
 
 @dataclass
@@ -138,6 +141,8 @@ def _train(
         counts = cut_like_base(counts, base.fast)
     if config.segment:
         counts = cut_at_words(counts, words)
+    runs = len(counts)
+    counts = thin(counts, MOST_RUNS, config.seed)
     known = 0 if base is None else sum(1 for token in base.fast.get_vocab() if not token.isascii())
     wanted = min(config.size + config.size // 4 + 200 + known, 4 * config.size + 1000)
     trained = train_pieces(counts, characters, wanted, config.max_piece_length, config.threads, artifact.path)
@@ -157,7 +162,7 @@ def _train(
     }
     return {
         "corpora": summary,
-        "runs": len(counts),
+        "runs": {"distinct": runs, "trained on": len(counts)},
         "candidates": len(characters) + len(merges),
         "words": {"asked": len(words), "missing": missing},
         "refused": {reason: len(pieces) for reason, pieces in admitted.refused.items()},
