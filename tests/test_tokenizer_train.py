@@ -47,6 +47,15 @@ def test_size_counts_what_the_merge_adds(
         assert len(admitted.keys) == size
 
 
+def test_characters_leave_half_of_the_pieces_to_words(
+    tmp_path: Path, corpus: Path, sentencepiece_base: Path
+) -> None:
+    base, output = str(sentencepiece_base), str(tmp_path / "t")
+    train_tokenizer(TrainTokenizerConfig([str(corpus)], output, base=base, size=600, threads=1))
+    report = json.loads((tmp_path / "t" / "report.json").read_text())
+    assert (report["characters"], report["merges"]) == (300, 300)
+
+
 def test_without_base_the_model_is_whole(tmp_path: Path, corpus: Path) -> None:
     train_tokenizer(TrainTokenizerConfig([str(corpus)], str(tmp_path / "t"), size=2500, threads=1))
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t" / "chinese_sp.model"))

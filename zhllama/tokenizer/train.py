@@ -15,7 +15,7 @@ from zhllama.config import UserError
 from zhllama.corpus.read import read_documents
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import write
-from zhllama.tokenizer.admit import NORMAL, Admitted, admit
+from zhllama.tokenizer.admit import NORMAL, Admitted, Vocabulary, admit
 from zhllama.tokenizer.load import CHINESE_MODEL, Loaded, load, require_bpe
 from zhllama.tokenizer.merge import build, vocabulary_of
 from zhllama.tokenizer.sample import (
@@ -174,7 +174,8 @@ def choose(
 ) -> tuple[Admitted, list[str]]:
     """Exactly `size` new pieces: the characters, the words that must be among them, and as many merges as fit.
 
-    The words come last, where their ranks take nothing from the merges; what they need is set aside for them.
+    Characters take at most half, the most frequent first, unless there are too few merges for the rest. The words
+    come last, where their ranks take nothing from the merges; what they need is set aside for them.
 
     Returns:
         The pieces, and the words that no vocabulary beside this base can have.
@@ -182,6 +183,27 @@ def choose(
     Raises:
         UserError: fewer candidates than `size`, or more words.
     """
+    few = most_frequent(base, characters, size // 2)
+    spelt = [merge for merge in merges if set(few).issuperset(merge)]
+    admitted, vocabulary = _fill(base, few, spelt, words, size)
+    if len(admitted.keys) < size and len(few) < len(characters):
+        admitted, vocabulary = _fill(base, characters, merges, words, size)
+    if len(admitted.keys) < size:
+        raise UserError(
+            f"--size {size}: this corpus supports {len(admitted.keys)} new pieces; "
+            "lower --size or --character-min-count, or bring more text"
+        )
+    texts = {vocabulary.text(key) for key in vocabulary.pieces} if words else set()
+    missing = [word for word in words if word not in texts]
+    if missing:
+        warn(f"--words: {len(missing)} cannot be pieces beside the others ({'、'.join(missing[:5])})")
+    return admitted, missing
+
+
+def _fill(
+    base: Loaded | None, characters: list[str], merges: list[str], words: list[str], size: int
+) -> tuple[Admitted, Vocabulary]:
+    """At most `size` pieces, the words among them, and the vocabulary with them."""
     characters = list(dict.fromkeys(characters + [c for word in words for c in word]))
     reserve = len(words)
     while True:
@@ -199,16 +221,14 @@ def choose(
         reserve += excess
     if words and excess:
         admitted.add(admit(merges, vocabulary, -excess))
-    if len(admitted.keys) < size:
-        raise UserError(
-            f"--size {size}: this corpus supports {len(admitted.keys)} new pieces; "
-            "lower --size or --character-min-count, or bring more text"
-        )
-    texts = {vocabulary.text(key) for key in vocabulary.pieces} if words else set()
-    missing = [word for word in words if word not in texts]
-    if missing:
-        warn(f"--words: {len(missing)} cannot be pieces beside the others ({'、'.join(missing[:5])})")
-    return admitted, missing
+    return admitted, vocabulary
+
+
+def most_frequent(base: Loaded | None, characters: list[str], budget: int) -> list[str]:
+    """The first of the characters that `budget` new pieces make single tokens, and those that need none."""
+    admitted = admit(characters, vocabulary_of(base), budget)
+    kept = set(admitted.texts).union(*admitted.refused.values())
+    return [character for character in characters if character in kept]
 
 
 def chinese_model(trained: Any, texts: list[str]) -> Any:
