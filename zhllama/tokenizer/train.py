@@ -16,6 +16,7 @@ from zhllama.corpus.read import read_documents
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import write
 from zhllama.tokenizer.admit import NORMAL, Admitted, Vocabulary, admit
+from zhllama.tokenizer.alphabet import is_cjk
 from zhllama.tokenizer.load import CHINESE_MODEL, Loaded, load, require_bpe
 from zhllama.tokenizer.merge import build, vocabulary_of
 from zhllama.tokenizer.sample import (
@@ -143,8 +144,9 @@ def _train(
         counts = cut_at_words(counts, words)
     runs = len(counts)
     counts = thin(counts, MOST_RUNS, config.seed)
-    known = 0 if base is None else sum(1 for token in base.fast.get_vocab() if not token.isascii())
-    wanted = min(config.size + config.size // 4 + 200 + known, 4 * config.size + 1000)
+    known = vocabulary_of(base)
+    in_base = sum(is_cjk(known.text(key) or "") for key in known.pieces)
+    wanted = config.size + config.size // 4 + 200 + in_base
     trained = train_pieces(counts, characters, wanted, config.max_piece_length, config.threads, artifact.path)
     merges = [piece.piece for piece in trained.pieces if piece.type == NORMAL and len(piece.piece) > 1]
     admitted, missing = choose(base, characters, merges, words, config.size)
