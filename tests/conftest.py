@@ -7,15 +7,17 @@ import json
 import os
 import pydoc_data.topics
 import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zhllama.tokenizer import write
+from zhllama.tokenizer.load import Loaded, load
 
 # Before torch is imported, which reads it: on busy cores threads make a toy model's step ten times as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -97,6 +99,58 @@ def bytelevel_base(tmp_path_factory: pytest.TempPathFactory, english_text: str, 
     settings = {**roles, "tokenizer_class": "GPT2Tokenizer", "model_max_length": 2048}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return directory
+
+
+@pytest.fixture(scope="session")
+def llama3_base(tmp_path_factory: pytest.TempPathFactory, english_text: str, chinese_text: str) -> Path:
+    """A Llama-3-like byte-level BPE directory: its pre-tokenizer, `ignore_merges`, added tokens at the end."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    pattern = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(pattern, "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([english_text, chinese_text[:5000]], trainer)
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    directory = tmp_path_factory.mktemp("llama3_base")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session", params=["sentencepiece", "bytelevel", "llama3", "mistral"])
+def merged(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, chinese_text: str
+) -> tuple[Loaded, Loaded]:
+    """(base, the base with 1,500 pieces trained for it, half of them words) for each kind of base."""
+    from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
+    from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("merged")
+    (folder / "news.txt").write_text(chinese_text, encoding="utf-8")
+    if request.param == "mistral":
+        base = Path(shutil.copy(request.getfixturevalue("mistral_model"), folder / "tokenizer.model"))
+    else:
+        base = request.getfixturevalue(f"{request.param}_base")
+    train_tokenizer(
+        TrainTokenizerConfig(
+            [str(folder / "news.txt")],
+            str(folder / "t"),
+            base=str(base),
+            size=1500,
+            character_min_count=9,
+            threads=1,
+        )
+    )
+    merge_tokenizer(MergeTokenizerConfig(str(base), str(folder / "t"), str(folder / "m")))
+    return load(base, "--base"), load(folder / "m")
 
 
 def shipped_template(name: str) -> str:

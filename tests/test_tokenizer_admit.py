@@ -1,15 +1,24 @@
 """The alphabet, the admission of pieces, byte-level prefixes."""
 
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer
 
+from zhllama.tokenizer import llamacpp
 from zhllama.tokenizer.admit import SentencePieceVocabulary, admit, encode, self_overlaps
 from zhllama.tokenizer.alphabet import is_cjk, only_cjk_continues, spell, unspell
 from zhllama.tokenizer.bytelevel import ByteLevelVocabulary
+from zhllama.tokenizer.check import outside_cjk
 from zhllama.tokenizer.load import Loaded, load
+from zhllama.tokenizer.merge import extend_base
+from zhllama.tokenizer.write import sentencepiece_tokenizer
 
 
 @pytest.mark.parametrize("text", ["中", "𠮷", "，", "（", "ー", "ㄅ", "　", "〇", "中国"])
@@ -129,3 +138,96 @@ def test_what_the_base_has_is_refused() -> None:
     proto.ParseFromString(writer.getvalue())
     vocabulary = SentencePieceVocabulary(proto)
     assert admit(["人"], vocabulary).refused == {"in the base already": ["人"]}
+
+
+# Few characters, so that words overlap themselves and one another in every way; some the bases lack, and
+# U+FE30 begins with the bytes of U+FE0F, which is no CJK.
+WORDS = st.lists(st.text("是不二十中国𠮷，\ufe30", min_size=1, max_size=6), min_size=1, max_size=25)
+TEXTS = st.lists(st.text("是不二十中国𠮷，\ufe30\ufe0fa 1é\n", max_size=14), min_size=1, max_size=8)
+EXAMPLES = settings(
+    max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def reachable(new: Tokenizer, keys: list[str], texts: dict[str, str]) -> bool:
+    return all(
+        new.encode(texts[key], add_special_tokens=False).tokens == [key] for key in keys if key in texts
+    )
+
+
+def test_any_word_list_gives_a_sentencepiece_model_its_guarantees(sentencepiece_base: Path) -> None:
+    base = load(sentencepiece_base)
+    assert base.proto is not None
+    original = sentencepiece_tokenizer(base.proto)
+
+    @EXAMPLES
+    @given(WORDS, TEXTS)
+    def holds(words: list[str], texts: list[str]) -> None:
+        admitted, fast, proto = extend_base(base, words, ["<x>"])
+        assert proto is not None
+        first = len(base.proto.pieces)
+        assert list(proto.pieces[:first]) == list(base.proto.pieces)
+        assert [piece.piece for piece in proto.pieces[first:]] == [*admitted.keys, "<x>"]
+        scores = [piece.score for piece in proto.pieces[first:-1]]
+        assert scores == sorted(set(scores), reverse=True)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        unprefixed = Tokenizer.from_str(fast.to_str())
+        unprefixed.normalizer = None
+        assert reachable(unprefixed, admitted.keys, {key: key for key in admitted.keys})
+        for text in [*texts, *words, "".join(words)]:
+            before, after = (t.encode(text, add_special_tokens=False) for t in (original, fast))
+            assert processor.encode(text) == after.ids
+            assert fast.decode(after.ids) == text
+            assert outside_cjk(text, before) == outside_cjk(text, after)
+
+    holds()
+
+
+@pytest.mark.parametrize("name", ["bytelevel_base", "llama3_base"])
+def test_any_word_list_gives_a_bytelevel_base_its_guarantees(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    base = load(request.getfixturevalue(name))
+    before_all = base.fast.get_vocab()
+
+    @EXAMPLES
+    @given(WORDS, TEXTS)
+    def holds(words: list[str], texts: list[str]) -> None:
+        admitted, fast, _ = extend_base(base, words, ["<x>"])
+        vocabulary = fast.get_vocab()
+        assert {token: vocabulary[token] for token in before_all} == before_all
+        assert [vocabulary[key] for key in [*admitted.keys, "<x>"]] == list(
+            range(len(before_all), len(vocabulary))
+        )
+        whole = {
+            key: text
+            for key in admitted.keys
+            if (text := unspell(key).decode(errors="ignore")) and spell(text) == key
+        }
+        assert reachable(fast, admitted.keys, whole)
+        for text in [*texts, *words, "".join(words)]:
+            before, after = (t.encode(text, add_special_tokens=False) for t in (base.fast, fast))
+            assert fast.decode(after.ids) == text
+            assert outside_cjk(text, before) == outside_cjk(text, after)
+
+    holds()
+
+
+@pytest.mark.skipif(not llamacpp.is_available(), reason="xllamacpp is not installed")
+@pytest.mark.parametrize("name", ["sentencepiece_base", "bytelevel_base", "llama3_base"])
+def test_any_word_list_reads_alike_in_llamacpp(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    base = load(request.getfixturevalue(name))
+
+    @settings(EXAMPLES, max_examples=15)
+    @given(WORDS, TEXTS)
+    def holds(words: list[str], texts: list[str]) -> None:
+        _, fast, proto = extend_base(base, words, [])
+        with llamacpp.opened(replace(base, fast=fast, proto=proto)) as runtime:
+            lines = [*texts, *words, "".join(words)]
+            assert runtime.encode(lines) == [
+                fast.encode(line, add_special_tokens=False).ids for line in lines
+            ]
+
+    holds()

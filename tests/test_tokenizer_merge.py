@@ -18,34 +18,9 @@ from zhllama.tokenizer import check
 from zhllama.tokenizer.alphabet import is_cjk
 from zhllama.tokenizer.load import Loaded, load
 from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
-from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 from zhllama.tokenizer.write import sentencepiece_tokenizer
 
-SIZE = 1500
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory, chinese_text: str) -> Path:
-    file = tmp_path_factory.mktemp("corpus") / "news.txt"
-    file.write_text(chinese_text, encoding="utf-8")
-    return file
-
-
-@pytest.fixture(scope="session", params=["sentencepiece", "bytelevel", "mistral"])
-def merged(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path
-) -> tuple[Loaded, Loaded]:
-    """(base, merged) for each base."""
-    fixtures = {"mistral": "mistral_model"}
-    base = request.getfixturevalue(fixtures.get(request.param, f"{request.param}_base"))
-    folder = tmp_path_factory.mktemp("merged")
-    if base.suffix == ".v1":
-        base = Path(shutil.copy(base, folder / "tokenizer.model"))
-    train_tokenizer(
-        TrainTokenizerConfig(str(corpus), str(folder / "t"), base=str(base), size=SIZE, threads=1)
-    )
-    merge_tokenizer(MergeTokenizerConfig(str(base), str(folder / "t"), str(folder / "m")))
-    return load(base, "--base"), load(folder / "m")
+SIZE = 1500  # what the fixture `merged` adds
 
 
 def words(path: Path, *lines: str) -> str:
@@ -205,7 +180,7 @@ def test_keep_takes_the_base_template_and_its_pad(tmp_path: Path, bytelevel_base
     assert read_record(tmp_path / "m")["result"]["specials"] == []
 
 
-def test_ignore_merges_base(tmp_path: Path, bytelevel_base: Path, corpus: Path) -> None:
+def test_ignore_merges_base(tmp_path: Path, bytelevel_base: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(bytelevel_base, base)
     state = json.loads((base / "tokenizer.json").read_text())
@@ -241,6 +216,34 @@ def test_word_list_admits_by_way_of_intermediates(tmp_path: Path, sentencepiece_
     assert report["intermediates"] > 0
     assert report["refused"]["not only CJK characters"]["examples"] == ["hello"]
     assert "不是" in report["refused"]["overlaps itself or lets another do so (border rule)"]["examples"]
+
+
+def test_dropped_candidates_are_counted_and_shown(
+    tmp_path: Path, sentencepiece_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chinese = words(tmp_path / "w.txt", "中国", "中国", "", "人\x07民", "hello", "银行")
+    merge_tokenizer(MergeTokenizerConfig(str(sentencepiece_base), chinese, str(tmp_path / "m")))
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    assert report["dropped"] == {"given twice": 1, "empty": 1, "control characters": 1}
+    assert report["refused"]["not only CJK characters"] == {"count": 1, "examples": ["hello"]}
+    assert "not added: control characters" in capsys.readouterr().out
+
+
+def test_a_normalised_source_is_warned_of(
+    tmp_path: Path, sentencepiece_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["中国，人民", "人民 中国"] * 9),
+        model_prefix=str(tmp_path / "nfkc"),
+        vocab_size=12,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    config = MergeTokenizerConfig(str(sentencepiece_base), str(tmp_path / "nfkc.model"), str(tmp_path / "m"))
+    merge_tokenizer(config)
+    assert json.loads((tmp_path / "m" / "report.json").read_text())["normaliser"] == "nmt_nfkc"
+    assert "trained on normalised text (nmt_nfkc)" in capsys.readouterr().err
 
 
 def test_union_is_the_published_script(
@@ -302,7 +305,7 @@ def test_refuses_unsuitable_settings(tmp_path: Path, sentencepiece_base: Path, b
     refused(MergeTokenizerConfig(base, words(tmp_path / "0.txt", ""), out), "the list is empty")
     refused(MergeTokenizerConfig(base, str(bytelevel_base), out), "no chinese_sp.model inside")
     (tmp_path / "gbk.txt").write_bytes("中国".encode("gbk"))
-    refused(MergeTokenizerConfig(base, str(tmp_path / "gbk.txt"), out), "not UTF-8")
+    refused(MergeTokenizerConfig(base, str(tmp_path / "gbk.txt"), out), "not UTF-8 at byte 0; if it is GBK")
 
 
 def test_refuses_a_base_without_the_roles_a_template_needs(tmp_path: Path, bytelevel_base: Path) -> None:

@@ -91,6 +91,16 @@ class Admitted:
     refused: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> candidates."""
 
+    def add(self, later: Admitted) -> None:
+        """Put what was admitted later, into the same vocabulary, behind this."""
+        self.keys += later.keys
+        self.texts += later.texts
+        self.characters += later.characters
+        self.merges += later.merges
+        self.intermediates += later.intermediates
+        for reason, texts in later.refused.items():
+            self.refused.setdefault(reason, []).extend(texts)
+
     def refuse(self, text: str, reason: str) -> None:
         """Count a candidate that is not admitted."""
         self.refused.setdefault(reason, []).append(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 
 # Han with all its extensions, kana, bopomofo, CJK and full-width punctuation. The dashes, dots and curly
@@ -18,7 +19,42 @@ CJK_RANGES = (
     (0xFF00, 0xFFEF),  # full-width and half-width forms
     (0x20000, 0x3FFFF),  # Han extensions B and later: two planes of nothing else
 )
-CJK_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)
+# What words are made of; the rest of the alphabet are marks, that is punctuation and symbols.
+LETTER_RANGES = (
+    (0x3005, 0x3007),  # 々〆〇
+    (0x3021, 0x3029),  # Suzhou numerals
+    (0x3038, 0x303B),
+    (0x3040, 0x30FF),  # kana
+    (0x3105, 0x312F),  # bopomofo
+    (0x31A0, 0x31BF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0xFF10, 0xFF19),  # full-width digits, which SentencePiece keeps single, and Latin; half-width kana
+    (0xFF21, 0xFF3A),
+    (0xFF41, 0xFF5A),
+    (0xFF66, 0xFFDC),
+    (0x20000, 0x3FFFF),
+)
+
+
+def class_of(ranges: Iterable[tuple[int, int]]) -> str:
+    """Ranges of characters as the inside of a regular expression's brackets."""
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+def _without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    kept = list(ranges)
+    for low, high in others:
+        parts = [((first, min(last, low - 1)), (max(first, high + 1), last)) for first, last in kept]
+        kept = [part for pair in parts for part in dict.fromkeys(pair) if part[0] <= part[1]]
+    return kept
+
+
+CJK_CLASS = class_of(CJK_RANGES)
+LETTER_CLASS = class_of(LETTER_RANGES)
+MARK_CLASS = class_of(_without(CJK_RANGES, LETTER_RANGES))
 CJK_RUN = re.compile(f"[{CJK_CLASS}]+")
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 

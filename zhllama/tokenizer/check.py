@@ -10,10 +10,10 @@ import sentencepiece
 from tokenizers import Encoding, Tokenizer, normalizers
 
 from zhllama.config import UserError
-from zhllama.tokenizer import write
+from zhllama.tokenizer import llamacpp, write
 from zhllama.tokenizer.alphabet import is_cjk, unspell
 from zhllama.tokenizer.fuzz import mixed_texts, plain_texts
-from zhllama.tokenizer.load import Loaded, read_proto
+from zhllama.tokenizer.load import Loaded, load, read_proto
 
 TEXTS = 2000
 
@@ -49,6 +49,8 @@ def run(directory: Path, base: Loaded, keys: Sequence[str], strict: bool) -> dic
         processor = unprefixed(directory / "tokenizer.model")
         found["unreachable_sentencepiece"] = unreachable_sentencepiece(processor, fast, whole)
         found["disagree"] = disagreements(directory / "tokenizer.model", fast, plain + mixed)
+    if strict and llamacpp.is_available() and llamacpp.knows(base):
+        found["llamacpp"] = llamacpp_differences(directory, fast, whole, plain + mixed)
     if strict:
         found["transformers"] = transformers_differences(directory, fast, plain[:200] + mixed[:200])
     counts = {"pieces": len(whole), "texts": len(plain), "mixed": len(mixed)}
@@ -135,6 +137,22 @@ def disagreements(model: Path, fast: Tokenizer, texts: list[str]) -> Iterator[st
     for text, encoding, ids in zip(texts, encodings, processor.encode(texts), strict=True):
         if encoding.ids != ids:
             yield f"{text!r}: SentencePiece {processor.id_to_piece(ids)}, tokenizers {encoding.tokens}"
+
+
+def llamacpp_differences(
+    directory: Path, fast: Tokenizer, whole: Sequence[tuple[str, str]], texts: list[str]
+) -> Iterator[str]:
+    """Added pieces that llama.cpp does not give for their own text, and texts to which it gives other ids."""
+    written = load(directory / "tokenizer.json")  # its run.json has no result yet
+    with llamacpp.opened(written, prefix=False) as runtime:
+        for (key, text), ids in zip(whole, runtime.encode([text for _, text in whole]), strict=True):
+            if ids != [fast.token_to_id(key)]:
+                yield f"llama.cpp encodes {text!r} as {[fast.id_to_token(index) for index in ids]}"
+    with llamacpp.opened(written) as runtime:
+        encodings = fast.encode_batch_fast(texts, add_special_tokens=False)
+        for text, encoding, ids in zip(texts, encodings, runtime.encode(texts), strict=True):
+            if encoding.ids != ids:
+                yield f"{text!r} is {encoding.ids} to tokenizers, {ids} to llama.cpp"
 
 
 def transformers_differences(directory: Path, fast: Tokenizer, texts: list[str]) -> Iterator[str]:

@@ -143,8 +143,10 @@ def read_proto(path: Path, flag: str) -> Any:
         proto.ParseFromString(path.read_bytes())
     except DecodeError as problem:
         raise UserError(f"{flag} {path}: not a SentencePiece model, or cut short; copy it again") from problem
-    if not proto.pieces or not proto.HasField("trainer_spec"):
-        raise UserError(f"{flag} {path}: not a SentencePiece model (no pieces or no trainer settings inside)")
+    if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
+        raise UserError(
+            f"{flag} {path}: not a SentencePiece model, or cut short (no pieces or settings inside)"
+        )
     return proto
 
 

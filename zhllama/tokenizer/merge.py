@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from zhllama.artifact import create, fingerprint, require, write_json
+from zhllama.artifact import create, fingerprint, write_json
 from zhllama.config import UserError
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import check, write
-from zhllama.tokenizer.admit import NORMAL, Admitted, SentencePieceVocabulary, admit
+from zhllama.tokenizer.admit import Admitted, SentencePieceVocabulary, admit
 from zhllama.tokenizer.bytelevel import ByteLevelVocabulary, extend, tokenizer_of
-from zhllama.tokenizer.load import CHINESE_MODEL, Loaded, load, read_proto, require_bpe
+from zhllama.tokenizer.load import Loaded, load, read_proto, require_bpe
+from zhllama.tokenizer.source import Source, read_source
 
 Template = Literal["keep", "alpaca", "alpaca_zh", "llama2", "chatml", "llama3"]
 # template -> its marks (the last one ends a turn and becomes the EOS), whether it writes the BOS
@@ -68,17 +69,17 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
     require_bpe(base, "--base")
     if config.policy == "union" and base.kind == "bytelevel":
         raise UserError("--policy union: only for SentencePiece bases; use lossless for byte-level ones")
-    source, pieces = read_pieces(config.chinese)
+    source = read_source(config.chinese)
     specials = plan_specials(config, base)
-    inputs = {"base": base.file, "chinese": source}
+    inputs = {"base": base.file, "chinese": source.file}
     with create(config.output, "tokenizer", "merge-tokenizer", config, inputs) as artifact:
         if config.policy == "union":
-            keys, (fast, proto) = _union(base, source, specials.new)
+            keys, (fast, proto) = _union(base, source.file, specials.new)
             admitted = Admitted(keys=keys, texts=keys)
         else:
-            admitted, fast, proto = extend_base(base, pieces, specials.new)
+            admitted, fast, proto = extend_base(base, source.pieces, specials.new)
             if not admitted.keys:
-                raise UserError(f"--chinese {config.chinese}: no piece to add: {_reasons(admitted)}")
+                raise UserError(f"--chinese {config.chinese}: no piece to add: {_reasons(admitted, source)}")
         write.write_directory(artifact.path, fast, proto, specials.settings, specials.template)
         say(f"checking {len(admitted.keys):,} new pieces in the written files")
         measured = check.run(artifact.path, base, admitted.keys, strict=config.policy == "lossless")
@@ -93,50 +94,43 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
             "first_new": fast.token_to_id((admitted.keys + specials.new)[0]),
             "base_tokenizer_fingerprint": fingerprint(base.file),
         }
-        write_json(artifact.path / "report.json", _report(artifact.result, admitted, measured))
+        write_json(artifact.path / "report.json", _report(artifact.result, admitted, source, measured))
+    if source.normaliser:
+        warn(
+            f"--chinese {config.chinese}: trained on normalised text ({source.normaliser}), so it has no piece for "
+            "full-width forms such as ，（！; a vocabulary of train-tokenizer has"
+        )
     if config.policy == "union":
         warn(
             f"--policy union: {measured['unreachable']:,} pieces can never be produced, "
             f"{measured['changed']} of {measured['texts']} texts without Chinese change their tokens, "
             f"SentencePiece and tokenizers disagree on {measured['disagree']} of {measured['mixed']} others"
         )
-    _print_summary(config, artifact.result, admitted)
-
-
-def read_pieces(chinese: str, flag: str = "--chinese") -> tuple[Path, list[str]]:
-    """The file behind --chinese and the pieces in it, in order, without the space mark in front."""
-    path = require(chinese, "tokenizer", flag)
-    if path.is_dir():
-        if not (path / CHINESE_MODEL).is_file():
-            raise UserError(f"{flag} {chinese}: no {CHINESE_MODEL} inside; run zhllama train-tokenizer first")
-        path /= CHINESE_MODEL
-    if path.suffix == ".model":
-        proto = read_proto(path, flag)
-        return path, [piece.piece.lstrip(write.SPACE) for piece in proto.pieces if piece.type == NORMAL]
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as problem:
-        raise UserError(
-            f"{flag} {chinese}: not UTF-8 (byte {problem.start}); convert the word list"
-        ) from problem
-    # A jieba dictionary has frequency and tag behind the word.
-    return path, [line.split()[0] for line in lines if line.split()]
+    _print_summary(config, artifact.result, admitted, source)
 
 
 def extend_base(
     base: Loaded, pieces: list[str], specials: list[str], budget: int | None = None
 ) -> tuple[Admitted, Tokenizer, Any | None]:
     """Admit `pieces` into a base; the tokenizer with them (and its ModelProto) is built in memory."""
+    admitted = admit(pieces, vocabulary_of(base), budget)
+    return admitted, *build(base, admitted.keys, specials)
+
+
+def vocabulary_of(base: Loaded | None) -> SentencePieceVocabulary | ByteLevelVocabulary:
+    """What `admit` adds to: the pieces of a base, or none at all."""
+    if base is not None and base.kind == "bytelevel":
+        return ByteLevelVocabulary(base.fast)
+    return SentencePieceVocabulary(base.proto if base else None)
+
+
+def build(base: Loaded, keys: list[str], specials: list[str]) -> tuple[Tokenizer, Any | None]:
+    """The base's tokenizer (and ModelProto) with admitted keys, then special tokens, behind its own."""
     if base.kind == "bytelevel":
-        admitted = admit(pieces, ByteLevelVocabulary(base.fast), budget)
-        fast = tokenizer_of(extend(json.loads(base.fast.to_str()), admitted.keys, specials))
-        return admitted, fast, None
-    vocabulary = SentencePieceVocabulary(base.proto)
-    first_score = -vocabulary.next_rank
-    admitted = admit(pieces, vocabulary, budget)
+        return tokenizer_of(extend(json.loads(base.fast.to_str()), keys, specials)), None
     proto: Any = copy.deepcopy(base.proto)
-    write.append_pieces(proto, admitted.keys, first_score)
-    return admitted, _with_specials(base, proto, specials), proto
+    write.append_pieces(proto, keys, -SentencePieceVocabulary(base.proto).next_rank)
+    return _with_specials(base, proto, specials), proto
 
 
 def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
@@ -203,12 +197,15 @@ def _union(base: Loaded, source: Path, specials: list[str]) -> tuple[list[str], 
     return keys, (_with_specials(base, proto, specials), proto)
 
 
-def _reasons(admitted: Admitted) -> str:
-    counts = [f"{len(pieces):,} {reason}" for reason, pieces in admitted.refused.items()]
+def _reasons(admitted: Admitted, source: Source) -> str:
+    refused = {reason: len(pieces) for reason, pieces in admitted.refused.items()}
+    counts = [f"{count:,} {reason}" for reason, count in (refused | source.dropped).items()]
     return ", ".join(counts) or "the list is empty"
 
 
-def _report(result: dict[str, Any], admitted: Admitted, measured: dict[str, int]) -> dict[str, Any]:
+def _report(
+    result: dict[str, Any], admitted: Admitted, source: Source, measured: dict[str, int]
+) -> dict[str, Any]:
     return {
         **result,
         "characters": admitted.characters,
@@ -218,11 +215,15 @@ def _report(result: dict[str, Any], admitted: Admitted, measured: dict[str, int]
             reason: {"count": len(pieces), "examples": pieces[:20]}
             for reason, pieces in admitted.refused.items()
         },
+        "dropped": source.dropped,
+        "normaliser": source.normaliser,
         "checked": measured,
     }
 
 
-def _print_summary(config: MergeTokenizerConfig, result: dict[str, Any], admitted: Admitted) -> None:
+def _print_summary(
+    config: MergeTokenizerConfig, result: dict[str, Any], admitted: Admitted, source: Source
+) -> None:
     rows: list[tuple[str, object]] = [
         ("base vocabulary", result["base_vocabulary"]),
         ("pieces added", result["added"]),
@@ -232,5 +233,6 @@ def _print_summary(config: MergeTokenizerConfig, result: dict[str, Any], admitte
         ("embedding rows", result["rows"]),
     ]
     rows += [(f"not added: {reason}", len(pieces)) for reason, pieces in admitted.refused.items()]
+    rows += [(f"not added: {reason}", count) for reason, count in source.dropped.items()]
     print_table(f"merged tokenizer: {config.output}", ["", "count"], rows)
     say(f"next: zhllama resize-embeddings --model MODEL --tokenizer {config.output} --output DIR")

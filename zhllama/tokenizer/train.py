@@ -1,50 +1,60 @@
-"""train-tokenizer: a corpus -> the Chinese pieces that a merge into a base makes exactly `size` new ones."""
+"""train-tokenizer: corpora -> the Chinese pieces that a merge into a base makes exactly `size` new ones."""
 
 from __future__ import annotations
 
-import io
-import random
-import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from zhllama.artifact import create, require, write_json
+from zhllama.artifact import Artifact, create, require, write_json
 from zhllama.config import UserError
 from zhllama.corpus.read import read_documents
-from zhllama.terminal import console, print_table, say, track
+from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import write
-from zhllama.tokenizer.admit import NORMAL, Admitted, SentencePieceVocabulary, admit
-from zhllama.tokenizer.alphabet import CJK_RUN, HAN
+from zhllama.tokenizer.admit import NORMAL, Admitted, Vocabulary, admit
+from zhllama.tokenizer.alphabet import is_cjk
 from zhllama.tokenizer.load import CHINESE_MODEL, Loaded, load, require_bpe
-from zhllama.tokenizer.merge import extend_base
+from zhllama.tokenizer.merge import build, vocabulary_of
+from zhllama.tokenizer.sample import (
+    Sample,
+    count_runs,
+    cut_at_words,
+    cut_like_base,
+    draw_samples,
+    frequent_characters,
+    thin,
+)
+from zhllama.tokenizer.source import read_words
+from zhllama.tokenizer.trainer import train_pieces
 
-# SentencePiece silently drops longer lines (4,192 bytes by default), so nothing longer is handed to it.
-LONGEST_SENTENCE = 4096
-SENTENCE_END = re.compile(r"(?<=[。！？])")
-HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.05, 500_000
+MOST_RUNS = 2_000_000  # the trainer needs 1.2 kB for each
 
 
 @dataclass
 class TrainTokenizerConfig:
-    """Train Chinese pieces on a corpus, to be merged into a base tokenizer."""
+    """Train Chinese pieces on text, to be merged into a base tokenizer."""
 
-    corpus: str
-    """Corpus directory, or a .txt, .jsonl or .parquet file (.gz and .zst too)."""
+    corpus: list[str]
+    """Corpus directory, or a .txt, .jsonl or .parquet file, .gz and .zst too (repeatable)."""
     output: str
     """Directory to write chinese_sp.model to."""
     base: str | None = None
     """Tokenizer the pieces will be merged into; size then counts what the merge adds."""
     size: int = 18000
     """Pieces to add, those that only lead to others included."""
-    character_min_count: int = 3
+    weight: list[float] = field(default_factory=list)
+    """Share of each corpus in what is counted, in the order of the corpora (repeatable); by size without it."""
+    words: list[str] = field(default_factory=list)
+    """Word list (UTF-8, one a line; a jieba dictionary will do) that must be among the pieces (repeatable)."""
+    segment: bool = False
+    """Cut the text into words with jieba first: no piece crosses a word, and a text needs 5% more tokens."""
+    lean_marks: bool = True
+    """Let ，、；（ and their like begin a piece, as in ，我们 (only where the base's pre-tokenizer does)."""
+    character_min_count: int = 2
     """Characters seen less often get no piece; the base's byte tokens spell them."""
     max_piece_length: int = 8
     """Longest piece, in characters."""
@@ -66,16 +76,16 @@ class TrainTokenizerConfig:
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is trained on and what the result is measured on."""
-
-    lines: list[str]
-    held_out: list[str]
-    documents: int
-    kept: int
+        if not self.corpus:
+            raise UserError("--corpus: give at least one corpus directory or file")
+        if repeated := [path for path in self.corpus if self.corpus.count(path) > 1]:
+            raise UserError(f"--corpus {repeated[0]}: given twice; give it more weight with --weight")
+        if self.weight and len(self.weight) != len(self.corpus):
+            raise UserError(
+                f"--weight: {len(self.weight)} given for {len(self.corpus)} corpora; give one for each"
+            )
+        if wrong := [weight for weight in self.weight if not 0 < weight < float("inf")]:
+            raise UserError(f"--weight {wrong[0]}: must be more than 0")
 
 
 def train_tokenizer(config: TrainTokenizerConfig) -> None:
@@ -87,136 +97,140 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     base = load(config.base, "--base") if config.base else None
     if base is not None:
         require_bpe(base, "--base")
-    corpus = require(config.corpus, "corpus", "--corpus")
-    inputs = {"corpus": corpus} | ({"base": base.file} if base is not None else {})
+    corpora = {path: require(path, "corpus", "--corpus") for path in config.corpus}
+    words, dropped = read_words(config.words, "--words")
+    inputs = _numbered("corpus", list(corpora.values())) | _numbered("words", config.words)
+    if base is not None:
+        inputs["base"] = base.file
     with create(config.output, "tokenizer", "train-tokenizer", config, inputs) as artifact:
         begun = time.monotonic()
-        sample = draw_sample(read_documents(corpus), config)
-        characters = frequent_characters(sample.lines, config)
-        say(f"training on {sum(map(len, sample.lines)):,} characters of {sample.kept:,} documents")
-        sentences = list(chinese_sentences(sample.lines, set(characters)))
-        with console.status("SentencePiece is training"):
-            trained = train_pieces(sentences, characters, base, config)
-        candidates = [piece.piece for piece in trained.pieces if piece.type == NORMAL]
-        merges = [piece for piece in candidates if len(piece) > 1]
-        admitted, fast = _admit(base, characters + merges, config.size)
-        if len(admitted.keys) < config.size:
-            raise UserError(
-                f"--size {config.size}: this corpus supports {len(admitted.keys)} new pieces; "
-                "lower --size or --character-min-count, or bring more text"
-            )
-        model = chinese_model(trained, admitted.texts).SerializeToString()
-        (artifact.path / CHINESE_MODEL).write_bytes(model)
-        artifact.result |= {
-            "size": len(admitted.keys),
-            "pieces": len(admitted.texts),
-            "characters": admitted.characters,
-            "merges": admitted.merges,
-            "intermediates": admitted.intermediates,
-            "skipped_bytes": skipped_bytes(sentences),
-            **measure(base, fast, model, sample.held_out),
-        }
-        corpus_counts = {"documents": sample.documents, "sampled": sample.kept, "sentences": len(sentences)}
-        refused = {reason: len(pieces) for reason, pieces in admitted.refused.items()}
-        seconds = round(time.monotonic() - begun, 1)
-        write_json(
-            artifact.path / "report.json",
-            artifact.result
-            | corpus_counts
-            | {"candidates": len(candidates), "refused": refused, "seconds": seconds},
-        )
-    _print_summary(config, artifact.result)
+        documents = {name: read_documents(corpus) for name, corpus in corpora.items()}
+        samples = draw_samples(documents, config.weight, config.sample_megabytes, config.seed)
+        result = _train(artifact, config, base, samples, words)
+        result["words"] |= {"dropped": dropped}
+        result["seconds"] = round(time.monotonic() - begun, 1)
+        write_json(artifact.path / "report.json", artifact.result | result)
+    _print_summary(config, artifact.result | result)
 
 
-def draw_sample(documents: Iterable[str], config: TrainTokenizerConfig) -> Sample:
-    """Lines of documents drawn in bounded memory, the last of them held out.
-
-    Every document gets a number from the seed; when memory is full, those above a falling threshold go.
-    """
-    limit = config.sample_megabytes * 1_000_000
-    source = random.Random(config.seed)
-    threshold, size, count = 1.0, 0, 0
-    kept: list[tuple[float, str]] = []
-    for document in track(documents, "reading the corpus"):
-        count += 1
-        ticket = source.random()
-        if ticket >= threshold or not document:
-            continue
-        kept.append((ticket, document))
-        size += len(document.encode(errors="replace"))
-        while size > limit and len(kept) > 1:
-            threshold *= 0.8
-            kept = [entry for entry in kept if entry[0] < threshold] or kept[:1]
-            size = sum(len(document.encode(errors="replace")) for _, document in kept)
-    lines = [line for _, document in kept for line in document.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"--corpus {config.corpus}: no text in it")
-    if not any(HAN.search(line) for line in lines):
-        raise UserError(f"--corpus {config.corpus}: no Chinese characters in it; a Chinese corpus is needed")
-    return Sample(*_hold_out(lines), documents=count, kept=len(kept))
-
-
-def frequent_characters(lines: list[str], config: TrainTokenizerConfig) -> list[str]:
-    """CJK characters seen often enough, most frequent first."""
-    counts: Counter[str] = Counter()
-    for line in lines:
-        for run in CJK_RUN.findall(line):
-            counts.update(run)
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [character for character, count in ordered if count >= config.character_min_count]
-
-
-def chinese_sentences(lines: list[str], characters: set[str]) -> Iterator[str]:
-    """Runs of the given characters, cut at 。！？ and wherever they are longer than the trainer takes."""
-    step = LONGEST_SENTENCE // 4  # a UTF-8 character has at most 4 bytes
-    for line in track(lines, "cutting sentences"):
-        for run in CJK_RUN.findall(line):
-            text = run if characters.issuperset(run) else "".join(c if c in characters else " " for c in run)
-            # Not str.split(): the ideographic space is a character like any other.
-            for part in filter(None, text.split(" ")):
-                for sentence in SENTENCE_END.split(part):
-                    yield from (sentence[at : at + step] for at in range(0, len(sentence), step))
-
-
-def skipped_bytes(sentences: list[str]) -> int:
-    """Bytes of what the trainer would drop for its length: 0, because `chinese_sentences` cuts it."""
-    sizes = (len(sentence.encode()) for sentence in sentences)
-    return sum(size for size in sizes if size > LONGEST_SENTENCE)
-
-
-def train_pieces(
-    sentences: list[str], characters: list[str], base: Loaded | None, config: TrainTokenizerConfig
-) -> Any:
-    """A SentencePiece BPE ModelProto with every given character and more merges than will be needed."""
-    if not sentences:
+def _train(
+    artifact: Artifact,
+    config: TrainTokenizerConfig,
+    base: Loaded | None,
+    samples: list[Sample],
+    words: list[str],
+) -> dict[str, Any]:
+    """Write the model and fill the artifact's result; what only the report wants."""
+    characters = frequent_characters(samples, config.character_min_count)
+    if not characters:
         raise UserError(
-            f"--corpus {config.corpus}: no character occurs {config.character_min_count} times; "
+            f"--corpus {config.corpus[0]}: no character occurs {config.character_min_count} times; "
             "lower --character-min-count or bring more text"
         )
-    known = 0 if base is None else sum(1 for token in base.fast.get_vocab() if not token.isascii())
-    writer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_writer=writer,
-        model_type="bpe",
-        vocab_size=259
-        + len(characters)
-        + min(config.size + config.size // 4 + 200 + known, 4 * config.size + 1000),
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        max_sentencepiece_length=config.max_piece_length,
-        max_sentence_length=LONGEST_SENTENCE,
-        num_threads=config.threads or _cores(),
-        minloglevel=2,
+    say(
+        f"training on {sum(len(line) for sample in samples for line in sample.lines):,} characters "
+        f"of {sum(sample.kept for sample in samples):,} documents"
     )
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(writer.getvalue())
-    return proto
+    counts = count_runs(samples, characters, config.lean_marks)
+    held_out = {sample.name: sample.held_out for sample in samples}
+    summary = [
+        {name: getattr(sample, name) for name in ("name", "documents", "kept", "weight")}
+        for sample in samples
+    ]
+    samples.clear()  # the trainer needs the memory
+    if base is not None and base.kind == "bytelevel":
+        counts = cut_like_base(counts, base.fast)
+    if config.segment:
+        counts = cut_at_words(counts, words)
+    runs = len(counts)
+    counts = thin(counts, MOST_RUNS, config.seed)
+    known = vocabulary_of(base)
+    in_base = sum(is_cjk(known.text(key) or "") for key in known.pieces)
+    wanted = config.size + config.size // 4 + 200 + in_base
+    trained = train_pieces(counts, characters, wanted, config.max_piece_length, config.threads, artifact.path)
+    merges = [piece.piece for piece in trained.pieces if piece.type == NORMAL and len(piece.piece) > 1]
+    admitted, missing = choose(base, characters, merges, words, config.size)
+    model = chinese_model(trained, admitted.texts).SerializeToString()
+    (artifact.path / CHINESE_MODEL).write_bytes(model)
+    fast = None if base is None else build(base, admitted.keys, [])[0]
+    artifact.result |= {
+        "size": len(admitted.keys),
+        "pieces": len(admitted.texts),
+        "characters": admitted.characters,
+        "merges": admitted.merges,
+        "intermediates": admitted.intermediates,
+        "skipped_bytes": 0,  # the trainer's log says so, or it is an error
+        **measure(base, fast, model, held_out),
+    }
+    return {
+        "corpora": summary,
+        "runs": {"distinct": runs, "trained on": len(counts)},
+        "candidates": len(characters) + len(merges),
+        "words": {"asked": len(words), "missing": missing},
+        "refused": {reason: len(pieces) for reason, pieces in admitted.refused.items()},
+    }
+
+
+def choose(
+    base: Loaded | None, characters: list[str], merges: list[str], words: list[str], size: int
+) -> tuple[Admitted, list[str]]:
+    """Exactly `size` new pieces: the characters, the words that must be among them, and as many merges as fit.
+
+    Characters take at most half, the most frequent first, unless there are too few merges for the rest. The words
+    come last, where their ranks take nothing from the merges; what they need is set aside for them.
+
+    Returns:
+        The pieces, and the words that no vocabulary beside this base can have.
+
+    Raises:
+        UserError: fewer candidates than `size`, or more words.
+    """
+    few = most_frequent(base, characters, size // 2)
+    spelt = [merge for merge in merges if set(few).issuperset(merge)]
+    admitted, vocabulary = _fill(base, few, spelt, words, size)
+    if len(admitted.keys) < size and len(few) < len(characters):
+        admitted, vocabulary = _fill(base, characters, merges, words, size)
+    if len(admitted.keys) < size:
+        raise UserError(
+            f"--size {size}: this corpus supports {len(admitted.keys)} new pieces; "
+            "lower --size or --character-min-count, or bring more text"
+        )
+    texts = {vocabulary.text(key) for key in vocabulary.pieces} if words else set()
+    missing = [word for word in words if word not in texts]
+    if missing:
+        warn(f"--words: {len(missing)} cannot be pieces beside the others ({'、'.join(missing[:5])})")
+    return admitted, missing
+
+
+def _fill(
+    base: Loaded | None, characters: list[str], merges: list[str], words: list[str], size: int
+) -> tuple[Admitted, Vocabulary]:
+    """At most `size` pieces, the words among them, and the vocabulary with them."""
+    characters = list(dict.fromkeys(characters + [c for word in words for c in word]))
+    reserve = len(words)
+    while True:
+        vocabulary = vocabulary_of(base)
+        admitted = admit(characters + merges, vocabulary, max(size - reserve, 0))
+        if words:
+            admitted.add(admit(words, vocabulary, None))
+        excess = len(admitted.keys) - size
+        if excess <= 0:
+            break
+        if reserve >= size:
+            raise UserError(
+                f"--size {size}: the --words alone need {len(admitted.keys)} pieces; raise --size"
+            )
+        reserve += excess
+    if words and excess:
+        admitted.add(admit(merges, vocabulary, -excess))
+    return admitted, vocabulary
+
+
+def most_frequent(base: Loaded | None, characters: list[str], budget: int) -> list[str]:
+    """The first of the characters that `budget` new pieces make single tokens, and those that need none."""
+    admitted = admit(characters, vocabulary_of(base), budget)
+    kept = set(admitted.texts).union(*admitted.refused.values())
+    return [character for character in characters if character in kept]
 
 
 def chinese_model(trained: Any, texts: list[str]) -> Any:
@@ -225,53 +239,40 @@ def chinese_model(trained: Any, texts: list[str]) -> Any:
     proto.CopyFrom(trained)
     del proto.pieces[:]
     proto.pieces.extend(piece for piece in trained.pieces if piece.type != NORMAL)
+    proto.trainer_spec.ClearField("input")  # paths of temporary files
+    proto.trainer_spec.ClearField("model_prefix")
     write.append_pieces(proto, texts, -1.0)
     return proto
 
 
-def measure(base: Loaded | None, fast: Tokenizer | None, model: bytes, held_out: list[str]) -> dict[str, Any]:
+def measure(
+    base: Loaded | None, fast: Tokenizer | None, model: bytes, held_out: dict[str, list[str]]
+) -> dict[str, Any]:
     """Characters per token of held-out lines: the base, the base with the pieces; or the pieces alone."""
-    characters = sum(map(len, held_out))
-    result: dict[str, Any] = {"held_out_characters": characters}
+    lines = [line for lines in held_out.values() for line in lines]
+    result: dict[str, Any] = {"held_out_characters": sum(map(len, lines))}
     if base is None or fast is None:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        return result | {"characters_per_token": _ratio(characters, processor.encode(held_out))}
+        result["characters_per_token"] = _ratio(lines, processor.encode(lines))
+        return result
     for name, tokenizer in (("characters_per_token_base", base.fast), ("characters_per_token", fast)):
-        encodings = tokenizer.encode_batch_fast(held_out, add_special_tokens=False)
-        result[name] = _ratio(characters, [encoding.ids for encoding in encodings])
+        result[name] = _measure(tokenizer, lines)
+    result["characters_per_token_by_corpus"] = {name: _measure(fast, own) for name, own in held_out.items()}
     return result
 
 
-def _admit(base: Loaded | None, candidates: list[str], size: int) -> tuple[Admitted, Tokenizer | None]:
-    if base is None:
-        return admit(candidates, SentencePieceVocabulary(None), size), None
-    admitted, fast, _ = extend_base(base, candidates, [], size)
-    return admitted, fast
+def _measure(fast: Tokenizer, lines: list[str]) -> float | None:
+    encodings = fast.encode_batch_fast(lines, add_special_tokens=False)
+    return _ratio(lines, [encoding.ids for encoding in encodings])
 
 
-def _hold_out(lines: list[str]) -> tuple[list[str], list[str]]:
-    """Lines to train on, and the last ones to measure on; a single line is cut."""
-    wanted = min(int(sum(map(len, lines)) * HELD_OUT_SHARE), HELD_OUT_CHARACTERS)
-    last = lines[-1]
-    if len(lines) == 1 or len(last) > 2 * wanted:
-        cut = len(last) - wanted
-        return [*lines[:-1], last[:cut]], [last[cut:]]
-    at = len(lines)
-    while wanted > 0 and at > 1:
-        at -= 1
-        wanted -= len(lines[at])
-    return lines[:at], lines[at:]
-
-
-def _ratio(characters: int, encoded: list[list[int]]) -> float | None:
+def _ratio(lines: list[str], encoded: list[list[int]]) -> float | None:
     tokens = sum(map(len, encoded))
-    return round(characters / tokens, 4) if tokens else None
+    return round(sum(map(len, lines)) / tokens, 4) if tokens else None
 
 
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
+def _numbered(name: str, paths: list[Any]) -> dict[str, str | Path]:
+    return {name if place == 0 else f"{name} {place + 1}": path for place, path in enumerate(paths)}
 
 
 def _print_summary(config: TrainTokenizerConfig, result: dict[str, Any]) -> None:
@@ -279,6 +280,7 @@ def _print_summary(config: TrainTokenizerConfig, result: dict[str, Any]) -> None
         ("pieces a merge adds", result["size"]),
         ("characters", result["characters"]),
         ("words and parts of words", result["merges"]),
+        ("must-have words among them", result["words"]["asked"] - len(result["words"]["missing"])),
         ("bytes skipped", result["skipped_bytes"]),
         ("characters per token, base", result.get("characters_per_token_base")),
         ("characters per token, with them", result["characters_per_token"]),
