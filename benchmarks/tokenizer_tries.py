@@ -104,10 +104,10 @@ def clauses(tries: Tries) -> Candidates:
 
 def usage(tries: Tries, fast: Tokenizer) -> Counter[str]:
     """How often each token occurs in the training text."""
-    counts: Counter[str] = Counter()
+    counts: Counter[int] = Counter()
     for encoding in fast.encode_batch_fast(tries.sample.lines, add_special_tokens=False):
-        counts.update(encoding.tokens)
-    return counts
+        counts.update(encoding.ids)
+    return Counter({str(fast.id_to_token(index)): count for index, count in counts.items()})
 
 
 def pruned(tries: Tries, candidates: Candidates, admitted: Admitted, fast: Tokenizer) -> Candidates:

@@ -120,3 +120,10 @@ def test_broken_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"llama\.cpp does not load it"):
         llamacpp.LlamaCpp(tmp_path / "x.gguf")
+
+
+def test_other_versions_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "LAYOUT", "1.")
+    assert not llamacpp.is_available()
+    monkeypatch.setattr(llamacpp, "WHEEL", "no-such-wheel")
+    assert not llamacpp.is_available()

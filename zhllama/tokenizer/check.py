@@ -83,7 +83,7 @@ def unreachable(fast: Tokenizer, whole: Sequence[tuple[str, str]]) -> Iterator[s
     encodings = bare.encode_batch_fast([text for _, text in whole], add_special_tokens=False)
     for (key, text), encoding in zip(whole, encodings, strict=True):
         if encoding.ids != [fast.token_to_id(key)]:
-            yield f"{text!r} is encoded as {encoding.tokens}"
+            yield f"{text!r} is encoded as {tokens_of(fast, encoding.ids)}"
 
 
 def unreachable_sentencepiece(
@@ -101,7 +101,8 @@ def changed_plain(original: Tokenizer, fast: Tokenizer, texts: list[str]) -> Ite
     after = fast.encode_batch_fast(texts, add_special_tokens=False)
     for text, left, right in zip(texts, before, after, strict=True):
         if left.ids != right.ids:
-            yield f"{text!r}, without Chinese, was {left.tokens} and is {right.tokens}"
+            was, now = tokens_of(original, left.ids), tokens_of(fast, right.ids)
+            yield f"{text!r}, without Chinese, was {was} and is {now}"
 
 
 def changed_mixed(original: Tokenizer, fast: Tokenizer, texts: list[str]) -> Iterator[str]:
@@ -136,7 +137,8 @@ def disagreements(model: Path, fast: Tokenizer, texts: list[str]) -> Iterator[st
     encodings = fast.encode_batch_fast(texts, add_special_tokens=False)
     for text, encoding, ids in zip(texts, encodings, processor.encode(texts), strict=True):
         if encoding.ids != ids:
-            yield f"{text!r}: SentencePiece {processor.id_to_piece(ids)}, tokenizers {encoding.tokens}"
+            ours = tokens_of(fast, encoding.ids)
+            yield f"{text!r}: SentencePiece {processor.id_to_piece(ids)}, tokenizers {ours}"
 
 
 def llamacpp_differences(
@@ -147,7 +149,7 @@ def llamacpp_differences(
     with llamacpp.opened(written, prefix=False) as runtime:
         for (key, text), ids in zip(whole, runtime.encode([text for _, text in whole]), strict=True):
             if ids != [fast.token_to_id(key)]:
-                yield f"llama.cpp encodes {text!r} as {[fast.id_to_token(index) for index in ids]}"
+                yield f"llama.cpp encodes {text!r} as {tokens_of(fast, ids)}"
     with llamacpp.opened(written) as runtime:
         encodings = fast.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding, ids in zip(texts, encodings, runtime.encode(texts), strict=True):
@@ -167,6 +169,11 @@ def transformers_differences(directory: Path, fast: Tokenizer, texts: list[str])
         ):
             if encoding.ids != ids:
                 yield f"{text!r} is {encoding.ids} to tokenizers, {ids} to transformers"
+
+
+def tokens_of(fast: Tokenizer, ids: Sequence[int]) -> list[str | None]:
+    """The names of ids; `encode_batch_fast` gives none."""
+    return [fast.id_to_token(index) for index in ids]
 
 
 def unprefixed(model: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -18,6 +19,7 @@ from zhllama.tokenizer.admit import NORMAL
 from zhllama.tokenizer.load import Loaded
 
 WHEEL = "xllamacpp"  # llama.cpp as one shared library; optional, the tests have it
+LAYOUT = "2026.10."  # the versions whose llama_model_params is the one below
 # What a byte-level pre-tokenizer's settings contain -> llama.cpp's name for it. Its converter finds the name by
 # hashing the tokens of a probe text with Chinese in it, and every Chinese extension changes that hash.
 PRE_TOKENIZERS = (
@@ -105,7 +107,7 @@ class LlamaCpp:
     """Real llama.cpp on a vocabulary, by way of the C interface in the wheel's library (llama.h)."""
 
     class ModelParameters(ctypes.Structure):
-        """llama_model_params of the pinned wheel; only `vocab_only` is ever set."""
+        """llama_model_params of these versions; only `vocab_only` is ever set."""
 
         _fields_ = [
             ("pointers_and_numbers", ctypes.c_uint64 * 9),
@@ -153,8 +155,11 @@ def opened(loaded: Loaded, prefix: bool = True) -> Iterator[LlamaCpp]:
 
 
 def is_available() -> bool:
-    """Whether the wheel is installed."""
-    return importlib.util.find_spec(WHEEL) is not None
+    """Whether the wheel is installed, in a version whose structures are known here."""
+    try:
+        return importlib.metadata.version(WHEEL).startswith(LAYOUT)
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _library() -> Any:
