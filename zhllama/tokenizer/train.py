@@ -138,12 +138,12 @@ def _train(
         for sample in samples
     ]
     samples.clear()  # the trainer needs the memory
+    runs = len(counts)
+    counts = thin(counts, MOST_RUNS, config.seed)
     if base is not None and base.kind == "bytelevel":
         counts = cut_like_base(counts, base.fast)
     if config.segment:
         counts = cut_at_words(counts, words)
-    runs = len(counts)
-    counts = thin(counts, MOST_RUNS, config.seed)
     known = vocabulary_of(base)
     in_base = sum(is_cjk(known.text(key) or "") for key in known.pieces)
     wanted = config.size + config.size // 4 + 200 + in_base
