@@ -33,7 +33,7 @@ class Budget:
     block_size: int
 
 
-FULL = Budget(5.5, 2.0, 24_000, 15_000, 60, 256)
+FULL = Budget(5.5, 1.5, 24_000, 10_000, 60, 256)
 FAST = Budget(0.15, 0.1, 24_000, 1_500, 16, 256)
 
 
@@ -92,7 +92,7 @@ def plan(home: Path, budget: Budget) -> list[Step]:
     answer = ("--input", questions, "--max-new-tokens", str(budget.answer_tokens))
     sft_data = f'[{{"file": "{ROOT / "sft" / "demo_instructions.jsonl"}"}}]'
     at = {name: str(home / name) for name in OUTPUTS}
-    evaluate, answers = budget.held_out_bytes / 600, 6 + budget.answer_tokens / 4  # seconds
+    evaluate, answers = budget.held_out_bytes / 450, 6 + budget.answer_tokens / 4  # seconds
 
     def step(
         number: int, title: str, output: str, seconds: float, *arguments: str, launched: bool = False
