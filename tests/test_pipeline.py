@@ -100,10 +100,17 @@ def work(
         replay=at / "english.jsonl",
     )
     quick = ["--train.learning-rate", "1e-2", "--train.max-steps", 15, "--train.save-strategy", "no", *toy]
+    quick += [
+        "--train.lr-scheduler-type",
+        "linear",
+        "--train.warmup-steps",
+        0,
+    ]  # so few steps need all of the rate
     command("pretrain", at / "pretrained", *quick, model=at / "extended", tokens=at / "tokens")
     command("merge-adapter", at / "merged", adapter=at / "pretrained")
     data = json.dumps([{"file": str(at / "instructions.jsonl")}])
-    command("sft", at / "tuned", *quick, "--data", data, "--block-size", 128, model=at / "merged")
+    tuning = [*quick, "--train.max-steps", 40, "--data", data, "--block-size", 128]
+    command("sft", at / "tuned", *tuning, model=at / "merged")
     command("merge-adapter", at / "final", adapter=at / "tuned")
     text = ["--text", f"chinese={at / 'held-out.jsonl'}", "--block-size", 64]
     for model in ("extended", "merged", "final"):
@@ -358,6 +365,10 @@ def test_zero3_equals_one_process(
 def test_ctrl_c_leaves_the_inputs_and_an_unfinished_run_that_goes_on(
     tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
+    words += [
+        "--train.max-steps",
+        "150",
+    ]  # seconds of training after the first checkpoint, on a fast machine too
     inputs = [Path(words[words.index(flag) + 1]) for flag in ("--model", "--tokens")]
     before = [hashes(folder) for folder in inputs]
     batch = ["--train.per-device-train-batch-size", "8", "--train.deepspeed", "null"]
