@@ -194,7 +194,7 @@ def test_a_finished_directory_is_not_written_again(tmp_path: Path, source: Path,
     make(output, source)
     before = content(output)
     assert refusal(lambda: make(output, source, resume=resume)) == (
-        f"--output {output}: already holds run of clean; choose another directory or delete this one"
+        f"--output {output}: already holds a run of clean; choose another directory or delete this one"
     )
     assert content(output) == before
 

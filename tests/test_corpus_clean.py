@@ -196,7 +196,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
 def test_an_output_that_is_taken_or_inside_the_corpus_is_refused(tmp_path: Path) -> None:
     corpus = folder(tmp_path / "in")
     run(tmp_path, corpus)
-    with pytest.raises(UserError, match="already holds run of clean"):
+    with pytest.raises(UserError, match="already holds a run of clean"):
         run(tmp_path, corpus)
     with pytest.raises(UserError, match="lies inside --corpus"):
         run(corpus, corpus)

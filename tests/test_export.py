@@ -185,7 +185,7 @@ def test_a_directory_of_another_kind_is_refused(tmp_path: Path, bytelevel_model_
 def test_a_finished_export_is_not_written_again(bytelevel_model_dir: Path, tmp_path: Path) -> None:
     before = content(exported(bytelevel_model_dir, tmp_path))
     assert refusal(lambda: exported(bytelevel_model_dir, tmp_path, "float16")) == (
-        f"--output {tmp_path}/export: already holds run of export; choose another directory or delete this one"
+        f"--output {tmp_path}/export: already holds a run of export; choose another directory or delete this one"
     )
     assert content(tmp_path / "export") == before
 

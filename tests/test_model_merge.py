@@ -273,4 +273,4 @@ def test_an_output_that_holds_a_model(
     tmp_path: Path, run_dirs: dict[str, Path], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     merge(run_dirs[kind], tmp_path / "m")
-    assert "already holds run of merge-adapter" in refused(capsys, run_dirs[kind], tmp_path / "m")
+    assert "already holds a run of merge-adapter" in refused(capsys, run_dirs[kind], tmp_path / "m")

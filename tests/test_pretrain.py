@@ -117,7 +117,7 @@ def test_a_finished_run_is_not_written_again(
 ) -> None:
     before = fingerprint(run_dirs[kind] / "adapter_model.safetensors")
     problem = refused(inputs, run_dirs[kind], capsys)
-    assert f"--output {run_dirs[kind]}: already holds run of pretrain; choose another directory" in problem
+    assert f"--output {run_dirs[kind]}: already holds a run of pretrain; choose another directory" in problem
     assert fingerprint(run_dirs[kind] / "adapter_model.safetensors") == before
 
 

@@ -181,7 +181,7 @@ def test_a_finished_output(
     flags: list[str], run_dirs: dict[str, Path], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     problem = refused(capsys, flags, "--output", run_dirs[kind])
-    assert "already holds run of pretrain; choose another directory" in problem
+    assert "already holds a run of pretrain; choose another directory" in problem
 
 
 def test_an_unfinished_run_of_another_command(

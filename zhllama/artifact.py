@@ -201,7 +201,7 @@ def _is_unfinished(path: Path, command: str, inputs: Mapping[str, str | Path]) -
     if not record:
         raise UserError(f"--output {path}: not empty, and not written by zhllama; choose another directory")
     if "result" in record or record.get("command") != command:
-        state = "already holds" if "result" in record else "holds an unfinished"
+        state = "already holds a" if "result" in record else "holds an unfinished"
         raise UserError(
             f"--output {path}: {state} run of {record['command']}; choose another directory or delete this one"
         )
