@@ -93,7 +93,7 @@ def run(base: Path, megabytes: int = 1000) -> None:
             for seconds, peak in [measured(command)]
         ]
     both = sum(int(row[2]) for row in rows)
-    rows.append(["both", rows[0][1], str(both), max(row[3] for row in rows), "600 s, 4,000 MB"])
+    rows.append(["both", rows[0][1], str(both), max((row[3] for row in rows), key=int), "600 s, 4,000 MB"])
     note = (
         f"{machine()}. Text made from the words of People's Daily by a bigram model; LLaMA, 20,000 pieces, defaults "
         "otherwise. Peak is resident memory of all processes together."

@@ -72,7 +72,7 @@ def run(base: Loaded, train: list[str], held_out: list[str], others: list[str]) 
     tries.judge("marks apart", "lean_marks: false", tries.candidates(lean=False))
     tries.judge("marks anywhere in a piece", "no: pieces across sentence and prompt ends", clauses(tries))
     for least in (1, 3, 5):
-        tries.judge(f"characters seen {least} times", "no", tries.candidates(least=least))
+        tries.judge(f"characters seen at least {least}x", "no", tries.candidates(least=least))
     for longest in (4, 6, 12):
         tries.judge(f"at most {longest} characters", "no", tries.candidates(longest=longest))
     counts = cut_at_words(count_runs([tries.sample], lean[0], lean=True), [])

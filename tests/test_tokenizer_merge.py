@@ -263,6 +263,7 @@ def test_union_is_the_published_script(
     assert len(written.proto.pieces) == written.fast.get_vocab_size() == 49953
     assert [(p.piece, p.score) for p in written.proto.pieces] == [(p.piece, p.score) for p in expected.pieces]
     assert "can never be produced" in capsys.readouterr().err
+    assert json.loads((tmp_path / "m" / "report.json").read_text())["dropped"] == {}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from zhllama.tokenizer.sample import (
     count_runs,
     cut_at_words,
     cut_like_base,
+    cuts_marks_off,
     draw_sample,
     draw_samples,
     frequent_characters,
@@ -145,3 +146,5 @@ def test_runs_are_cut_where_the_base_cuts(bytelevel_base: object, llama3_base: o
     counts = Counter({"，中国": 3, "中国": 1})
     assert cut_like_base(counts, load(str(bytelevel_base)).fast) == {"，": 3, "中国": 4}
     assert cut_like_base(counts, load(str(llama3_base)).fast) == counts  # one mark may begin a word there
+    assert cuts_marks_off(load(str(bytelevel_base)).fast)
+    assert not cuts_marks_off(load(str(llama3_base)).fast)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,9 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
     with create(config.output, "tokenizer", "merge-tokenizer", config, inputs) as artifact:
         if config.policy == "union":
             keys, (fast, proto) = _union(base, source.file, specials.new)
+            source = replace(
+                source, dropped={}, normaliser=None
+            )  # the published script takes all as they are
             admitted = Admitted(keys=keys, texts=keys)
         else:
             admitted, fast, proto = extend_base(base, source.pieces, specials.new)

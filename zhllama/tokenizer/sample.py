@@ -179,6 +179,11 @@ def cut_like_base(counts: Counter[str], fast: Tokenizer) -> Counter[str]:
     return result
 
 
+def cuts_marks_off(fast: Tokenizer) -> bool:
+    """Whether a byte-level base's pre-tokenizer parts a mark from the word behind it, as GPT-2's does."""
+    return len(fast.pre_tokenizer.pre_tokenize_str("，中")) > 1
+
+
 def _hold_out(lines: list[str]) -> tuple[list[str], list[str]]:
     """Lines to train on, and the last ones to measure on; a single line is cut."""
     wanted = min(int(sum(map(len, lines)) * HELD_OUT_SHARE), HELD_OUT_CHARACTERS)
