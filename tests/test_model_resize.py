@@ -281,5 +281,7 @@ def test_missing_base(config: ResizeConfig) -> None:
 
 def test_output_that_holds_a_model(config: ResizeConfig) -> None:
     resize_embeddings(config)
-    with pytest.raises(UserError, match=r"already holds a run of resize-embeddings; choose another directory"):
+    with pytest.raises(
+        UserError, match=r"already holds a run of resize-embeddings; choose another directory"
+    ):
         resize_embeddings(config)
