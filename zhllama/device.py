@@ -14,8 +14,7 @@ def prefers_bf16() -> bool:
     """Whether this machine multiplies bfloat16 faster than float32.
 
     GPUs since Ampere do, CPUs with AMX do, and AMD's avx512_bf16 does too. Intel's avx512_bf16 alone does not: on
-    Sapphire Rapids without AMX a bfloat16 matrix product takes twice as long as in float32
-    (benchmarks/precision.py).
+    Sapphire Rapids without AMX bfloat16 matrix products are the slower ones (benchmarks/precision.py).
     """
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
