@@ -34,7 +34,7 @@ class Budget:
 
 
 FULL = Budget(5.5, 1.5, 24_000, 10_000, 60, 256)
-FAST = Budget(0.15, 0.1, 24_000, 1_500, 16, 256)
+FAST = Budget(0.12, 0.08, 8_000, 1_500, 16, 256)
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ def plan(home: Path, budget: Budget) -> list[Step]:
     return [
         step(1, "clean the Chinese text", "corpus-zh", 4, "clean", "--corpus", str(home / "raw" / "chinese")),
         step(1, "clean the English text", "corpus-en", 2, "clean", "--corpus", str(home / "raw" / "english")),
-        step(2, "train a Chinese tokenizer", "chinese", 8, "train-tokenizer", "--corpus", at["corpus-zh"],
+        step(2, "train a Chinese tokenizer", "chinese", 11, "train-tokenizer", "--corpus", at["corpus-zh"],
              "--base", at["base"], "--size", str(budget.pieces)),
-        step(3, "merge it into the base's", "tokenizer", 5, "merge-tokenizer", "--base", at["base"],
+        step(3, "merge it into the base's", "tokenizer", 10, "merge-tokenizer", "--base", at["base"],
              "--chinese", at["chinese"]),
-        step(3, "compare the tokenizers", "tokenizer-report", 4, "tokenizer-report", "--tokenizer", at["base"],
+        step(3, "compare the tokenizers", "tokenizer-report", 18, "tokenizer-report", "--tokenizer", at["base"],
              "--tokenizer", at["tokenizer"], "--hidden", "576", *texts),
         step(4, "grow the embeddings", "model", 4, "resize-embeddings", "--model", at["base"],
              "--tokenizer", at["tokenizer"]),
