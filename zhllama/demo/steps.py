@@ -92,7 +92,7 @@ def plan(home: Path, budget: Budget) -> list[Step]:
     answer = ("--input", questions, "--max-new-tokens", str(budget.answer_tokens))
     sft_data = f'[{{"file": "{ROOT / "sft" / "demo_instructions.jsonl"}"}}]'
     at = {name: str(home / name) for name in OUTPUTS}
-    evaluate, answers = budget.held_out_bytes / 450, 6 + budget.answer_tokens / 4  # seconds
+    evaluate, answers = budget.held_out_bytes / 450, 5 + budget.answer_tokens / 6  # seconds
 
     def step(
         number: int, title: str, output: str, seconds: float, *arguments: str, launched: bool = False
@@ -102,9 +102,9 @@ def plan(home: Path, budget: Budget) -> list[Step]:
     return [
         step(1, "clean the Chinese text", "corpus-zh", 4, "clean", "--corpus", str(home / "raw" / "chinese")),
         step(1, "clean the English text", "corpus-en", 2, "clean", "--corpus", str(home / "raw" / "english")),
-        step(2, "train a Chinese tokenizer", "chinese", 11, "train-tokenizer", "--corpus", at["corpus-zh"],
+        step(2, "train a Chinese tokenizer", "chinese", 9, "train-tokenizer", "--corpus", at["corpus-zh"],
              "--base", at["base"], "--size", str(budget.pieces)),
-        step(3, "merge it into the base's", "tokenizer", 10, "merge-tokenizer", "--base", at["base"],
+        step(3, "merge it into the base's", "tokenizer", 8, "merge-tokenizer", "--base", at["base"],
              "--chinese", at["chinese"]),
         step(3, "compare the tokenizers", "tokenizer-report", 18, "tokenizer-report", "--tokenizer", at["base"],
              "--tokenizer", at["tokenizer"], "--hidden", "576", *texts),
@@ -114,23 +114,23 @@ def plan(home: Path, budget: Budget) -> list[Step]:
              "--replay", at["corpus-en"], "--model", at["model"], "--block-size", block),
         step(5, "pack for the base (control arm)", "tokens-base", 4, "pack", "--corpus", at["corpus-zh"],
              "--replay", at["corpus-en"], "--model", at["base"], "--block-size", block),
-        step(6, "pretrain, vocabulary extended", "pretrain", 60 * minutes + 25, *pretrain, "--model", at["model"],
+        step(6, "pretrain, vocabulary extended", "pretrain", 60 * minutes + 18, *pretrain, "--model", at["model"],
              "--tokens", at["tokens"], launched=True),
-        step(6, "pretrain, base vocabulary (control arm)", "pretrain-base", 60 * minutes + 25, *pretrain,
+        step(6, "pretrain, base vocabulary (control arm)", "pretrain-base", 60 * minutes + 18, *pretrain,
              "--model", at["base"], "--tokens", at["tokens-base"], "--embeddings", "none", launched=True),
         step(7, "merge the adapter", "merged", 7, "merge-adapter", "--adapter", at["pretrain"]),
-        step(8, "tune on instructions", "sft", 60 * budget.sft_minutes + 15, "sft", "--config", "sft/tiny.yaml",
+        step(8, "tune on instructions", "sft", 60 * budget.sft_minutes + 13, "sft", "--config", "sft/tiny.yaml",
              "--model", at["merged"], "--data", sft_data, "--max-minutes", str(budget.sft_minutes)),
         step(9, "merge the adapter", "final", 7, "merge-adapter", "--adapter", at["sft"]),
-        step(10, "measure the base", "measured-base", 8 + 1.7 * evaluate, "evaluate", "--model", at["base"], *measure),
-        step(10, "measure after resizing", "measured-resized", 8 + evaluate, "evaluate", "--model", at["model"],
+        step(10, "measure the base", "measured-base", 7 + 1.5 * evaluate, "evaluate", "--model", at["base"], *measure),
+        step(10, "measure after resizing", "measured-resized", 7 + evaluate, "evaluate", "--model", at["model"],
              *measure),
-        step(10, "measure after pretraining", "measured-pretrained", 8 + evaluate, "evaluate",
+        step(10, "measure after pretraining", "measured-pretrained", 7 + evaluate, "evaluate",
              "--adapter", at["pretrain"], *measure),
-        step(10, "measure after merging", "measured-merged", 8 + evaluate, "evaluate", "--model", at["merged"],
+        step(10, "measure after merging", "measured-merged", 7 + evaluate, "evaluate", "--model", at["merged"],
              *measure),
-        step(10, "measure after SFT", "measured-final", 8 + evaluate, "evaluate", "--model", at["final"], *measure),
-        step(10, "measure the control arm", "measured-control", 8 + 1.7 * evaluate, "evaluate",
+        step(10, "measure after SFT", "measured-final", 7 + evaluate, "evaluate", "--model", at["final"], *measure),
+        step(10, "measure the control arm", "measured-control", 7 + 1.5 * evaluate, "evaluate",
              "--adapter", at["pretrain-base"], *measure),
         step(10, "answers of the base", "answers-base", answers, "chat", "--model", at["base"], *answer),
         step(10, "answers of the final model", "answers-final", answers, "chat", "--model", at["final"],
