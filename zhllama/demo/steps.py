@@ -34,7 +34,7 @@ class Budget:
 
 
 FULL = Budget(5.5, 1.5, 24_000, 10_000, 60, 256)
-FAST = Budget(0.12, 0.08, 8_000, 1_500, 16, 256)
+FAST = Budget(0.08, 0.05, 6_000, 1_200, 12, 256)
 
 
 @dataclass(frozen=True)
