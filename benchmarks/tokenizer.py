@@ -1,6 +1,6 @@
 """Vocabulary extension on real tokenizers: guarantees, characters per token, what was tried, a gigabyte of text.
 
-python benchmarks/tokenizer.py [guarantees] [density] [tries] [speed]     all four without a word
+python benchmarks/tokenizer.py [guarantees] [density] [tries] [speed] [marks]     all five without a word
 
 Needs ../shared/data (LLaMA's and Chinese-LLaMA's tokenizers, real texts), the packages of `make demo`, and
 xllamacpp for llama.cpp. Tables are printed and written to benchmarks/results/tokenizer.md.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
+import tokenizer_marks
 import tokenizer_speed
 import tokenizer_tries
 from table import machine, write_table
@@ -134,8 +135,7 @@ def guarantees(cases: Sequence[Case]) -> None:
         first, count = result["first_new"], result["added"]
         pieces = [text for index in range(first, first + count) if (text := whole(new, index))]
         mixed = [text for text in texts if CJK_RUN.search(text)] + mixed_texts(pieces, FUZZ)
-        specials = [token.content for token in new.fast.get_added_tokens_decoder().values()]
-        every = [text for text in plain + mixed if not any(special in text for special in specials)]
+        every = plain + mixed
         original = base.fast if base.proto is None else write.sentencepiece_tokenizer(base.proto)
         rows.append(
             [
@@ -147,16 +147,14 @@ def guarantees(cases: Sequence[Case]) -> None:
                 sum(1 for _ in check.changed_mixed(original, new.fast, mixed)),
                 sum(1 for _ in check.undecodable(new.fast, every)),
                 disagreements(new, case.directory, every),
-                f"{len(plain) + len(mixed) - len(every)}",
             ]
         )
     header = ["merge", "pieces added", "texts without / with CJK", "unreachable: tokenizers / SentencePiece / llama.cpp",
               "texts without CJK that change", "mixed texts whose other tokens change", "not decoded to themselves",
-              "other ids in SentencePiece / llama.cpp / transformers", "texts left out"]  # fmt: skip
+              "other ids in SentencePiece / llama.cpp / transformers"]  # fmt: skip
     note = (
         f"{machine()}. Texts: every text in shared/data, Python's standard library, {FUZZ:,} fuzz texts without CJK and "
-        f"{FUZZ:,} with. A text that names a special token (`</s>`) is left out where runtimes are compared: "
-        "`tokenizers` matches it, SentencePiece does not. `-`: that runtime cannot read this kind of tokenizer."
+        f"{FUZZ:,} with. `-`: that runtime cannot read this kind of tokenizer."
     )
     write_table("tokenizer", header, rows, note)
 
@@ -195,7 +193,7 @@ def disagreements(new: Loaded, directory: Path, texts: list[str]) -> str:
         model = str(directory / "tokenizer.model")
         counts = [differ(sentencepiece.SentencePieceProcessor(model_file=model).encode(texts))]
     with llamacpp.opened(new) as runtime:
-        counts.append(differ(runtime.encode(texts)))
+        counts.append(differ(runtime.encode(texts, special=True)))
     transformers = AutoTokenizer.from_pretrained(directory)
     counts.append(differ(transformers(texts, add_special_tokens=False)["input_ids"]))
     return " / ".join(counts)
@@ -243,17 +241,26 @@ def ratios(fast: Tokenizer, tests: Sequence[list[str]]) -> list[str]:
 
 
 def main(parts: list[str]) -> None:
-    parts = parts or ["guarantees", "density", "tries", "speed"]
+    parts = parts or ["guarantees", "density", "tries", "speed", "marks"]
     with tempfile.TemporaryDirectory() as name:
         cases = prepare(Path(name))
         if "guarantees" in parts:
             guarantees(cases)
         if "density" in parts:
             density(cases, Path(name))
-    if "tries" in parts:
-        tokenizer_tries.run(load(LLAMA), *news(), alpaca())
-    if "speed" in parts:
-        tokenizer_speed.run(LLAMA)
+        if "tries" in parts:
+            tokenizer_tries.run(load(LLAMA), *news(), alpaca())
+        if "speed" in parts:
+            tokenizer_speed.run(LLAMA)
+        if "marks" in parts:
+            apart = Path(name) / "apart"
+            train = TrainTokenizerConfig(
+                [str(Path(name) / "news.txt")], f"{apart}-own", str(LLAMA), SIZES[0], lean_marks=False
+            )
+            train_tokenizer(train)
+            merge_tokenizer(MergeTokenizerConfig(str(LLAMA), f"{apart}-own", str(apart)))
+            merged = {"own training": cases[1].directory, "own training, lean_marks: false": apart}
+            tokenizer_marks.run(merged, *news())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The alphabet, the admission of pieces, byte-level prefixes."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,26 @@ def test_a_candidate_that_no_merge_reaches_is_refused() -> None:
 
     result = admit(["中国人"], Stuck(None))
     assert result.refused == {"no way to reach it": ["中国人"]}
+
+
+@pytest.mark.parametrize("method", ["text", "split"])
+def test_a_step_must_be_a_text_of_its_own(method: str) -> None:
+    """国人 is what most wait for, but alone it is no text, or several words to the pre-tokenizer."""
+
+    class NotAlone(SentencePieceVocabulary):
+        def text(self, key: str) -> str | None:
+            return None if method == "text" and key == "国人" else key
+
+        def split(self, texts: Sequence[str]) -> list[list[str]]:
+            found = super().split(texts)
+            return [[] if method == "split" and t == "国人" else s for t, s in zip(texts, found, strict=True)]
+
+    wanted = ["中国人民", "大国人心"]
+    assert "国人" in admit(wanted, SentencePieceVocabulary(None)).keys
+    result = admit(wanted, NotAlone(None))
+    assert "国人" not in result.keys
+    assert result.refused == {}
+    assert set(wanted) <= set(result.keys)
 
 
 @pytest.fixture(scope="module")

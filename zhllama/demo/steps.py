@@ -107,7 +107,7 @@ def plan(home: Path, budget: Budget) -> list[Step]:
         step(3, "merge it into the base's", "tokenizer", 8, "merge-tokenizer", "--base", at["base"],
              "--chinese", at["chinese"]),
         step(3, "compare the tokenizers", "tokenizer-report", 18, "tokenizer-report", "--tokenizer", at["base"],
-             "--tokenizer", at["tokenizer"], "--hidden", "576", *texts),
+             "--tokenizer", at["tokenizer"], *texts),
         step(4, "grow the embeddings", "model", 4, "resize-embeddings", "--model", at["base"],
              "--tokenizer", at["tokenizer"]),
         step(5, "pack for the grown model", "tokens", 4, "pack", "--corpus", at["corpus-zh"],

@@ -289,7 +289,10 @@ class _Admission:
         return found
 
     def _is_two_tokens(self, key: str) -> bool:
-        """Neighbours inside another word say nothing about how their concatenation is encoded alone."""
+        """Whether the key is a text that the base takes as one word, and two tokens now.
+
+        Neighbours can share the bytes of a character, or be apart to the pre-tokenizer once nothing else is near.
+        """
         text = self.vocabulary.text(key)
         split = self.vocabulary.split([text])[0] if text else []
         return len(encode(split, self.vocabulary.ranks)) == 2

@@ -126,7 +126,8 @@ def undecodable(fast: Tokenizer, texts: list[str]) -> Iterator[str]:
     if not _is_sentencepiece(fast) and fast.normalizer is not None:
         change = fast.normalizer.normalize_str
     encodings = fast.encode_batch_fast(texts, add_special_tokens=False)
-    for text, back in zip(texts, fast.decode_batch([encoding.ids for encoding in encodings]), strict=True):
+    decoded = fast.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)
+    for text, back in zip(texts, decoded, strict=True):
         if back != change(text):
             yield f"{text!r} is decoded as {back!r}"
 

@@ -124,14 +124,14 @@ class LlamaCpp:
             raise UserError(f"{path}: llama.cpp does not load it")
         self.vocabulary = self.library.llama_model_get_vocab(self.model)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without BOS and with the names of special tokens taken as text."""
+    def encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Ids of each text, without BOS; the names of special tokens are text unless `special`."""
         found = []
         for text in texts:
             raw = text.encode()
             room = len(raw) + 8
             ids = (ctypes.c_int32 * room)()
-            count = self.library.llama_tokenize(self.vocabulary, raw, len(raw), ids, room, False, False)
+            count = self.library.llama_tokenize(self.vocabulary, raw, len(raw), ids, room, False, special)
             assert count >= 0, text
             found.append(ids[:count])
         return found

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from zhllama.artifact import create, fingerprint, write_json
 from zhllama.config import UserError
 from zhllama.terminal import print_table, say, warn
-from zhllama.tokenizer import check, write
+from zhllama.tokenizer import check, llamacpp, write
 from zhllama.tokenizer.admit import Admitted, SentencePieceVocabulary, admit
 from zhllama.tokenizer.bytelevel import ByteLevelVocabulary, extend, tokenizer_of
 from zhllama.tokenizer.load import Loaded, load, read_proto, require_bpe
@@ -109,7 +109,7 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
             f"{measured['changed']} of {measured['texts']} texts without Chinese change their tokens, "
             f"SentencePiece and tokenizers disagree on {measured['disagree']} of {measured['mixed']} others"
         )
-    _print_summary(config, artifact.result, admitted, source)
+    _print_summary(config, artifact.result, admitted, source, measured)
 
 
 def extend_base(
@@ -225,7 +225,11 @@ def _report(
 
 
 def _print_summary(
-    config: MergeTokenizerConfig, result: dict[str, Any], admitted: Admitted, source: Source
+    config: MergeTokenizerConfig,
+    result: dict[str, Any],
+    admitted: Admitted,
+    source: Source,
+    measured: dict[str, int],
 ) -> None:
     rows: list[tuple[str, object]] = [
         ("base vocabulary", result["base_vocabulary"]),
@@ -237,5 +241,11 @@ def _print_summary(
     ]
     rows += [(f"not added: {reason}", len(pieces)) for reason, pieces in admitted.refused.items()]
     rows += [(f"not added: {reason}", count) for reason, count in source.dropped.items()]
+    if config.policy == "lossless":
+        tried = f"{measured['texts'] + measured['mixed']:,} texts and every piece"
+        rows += [("tried in tokenizers and transformers", tried)]
+        rows += [("tried in SentencePiece", tried)] if "unreachable_sentencepiece" in measured else []
+        without = "no such pre-tokenizer" if llamacpp.is_available() else f"{llamacpp.WHEEL} is not installed"
+        rows += [("tried in llama.cpp", tried if "llamacpp" in measured else without)]
     print_table(f"merged tokenizer: {config.output}", ["", "count"], rows)
     say(f"next: zhllama resize-embeddings --model MODEL --tokenizer {config.output} --output DIR")
