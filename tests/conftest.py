@@ -8,6 +8,7 @@ import os
 import pydoc_data.topics
 import re
 import shutil
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -297,6 +298,36 @@ def toy() -> list[str]:
 
     gc.freeze()  # Trainer collects garbage whenever it starts: let it pass over what is imported
     return [word for name, value in flags.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture
+def run(
+    extended_models: dict[str, Path], token_dirs: dict[str, Path], toy: list[str], kind: str
+) -> Callable[..., None]:
+    """`zhllama pretrain` on the toy model, with the settings of `run_dirs`: (output, *flags); later flags win."""
+    from zhllama.cli import main
+
+    inputs = ["--model", str(extended_models[kind]), "--tokens", str(token_dirs[kind])]
+    settings = ["--train.max-steps", "12", "--train.save-steps", "5", "--train.learning-rate", "3e-3"]
+    return lambda output, *flags: main(
+        ["pretrain", *inputs, "--output", str(output), *settings, *toy, *map(str, flags)]
+    )
+
+
+@pytest.fixture
+def words(extended_models: dict[str, Path], token_dirs: dict[str, Path], toy: list[str]) -> list[str]:
+    """The flags of a short run on one kind of model, where kinds make no difference."""
+    inputs = ["--model", str(extended_models["bytelevel"]), "--tokens", str(token_dirs["bytelevel"])]
+    settings = ["--train.max-steps", "8", "--train.save-steps", "3", "--train.learning-rate", "3e-3"]
+    return [*inputs, *settings, *toy]
+
+
+@pytest.fixture
+def solo(words: list[str]) -> Callable[..., None]:
+    """`zhllama pretrain` with these flags: (output, *flags)."""
+    from zhllama.cli import main
+
+    return lambda output, *flags: main(["pretrain", *words, "--output", str(output), *map(str, flags)])
 
 
 @pytest.fixture(scope="session")

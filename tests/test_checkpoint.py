@@ -2,14 +2,23 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zhllama.checkpoint import check_saved, last_checkpoint, optimizer_fits
+from zhllama.checkpoint import (
+    SEAL,
+    check_saved,
+    check_space,
+    last_checkpoint,
+    optimizer_fits,
+    remove_others,
+)
 from zhllama.config import UserError
-from zhllama.model.trainable import ADAPTER_WEIGHTS, LoraSettings, TrainableModel, load_trainable
+from zhllama.model.adapter import ADAPTER_WEIGHTS, LoraSettings
+from zhllama.model.trainable import TrainableModel, load_trainable
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -21,18 +30,36 @@ def touch(folder: Path, *names: str) -> Path:
 
 def test_the_last_is_the_highest_step(tmp_path: Path) -> None:
     for step in (900, 1000, 50):
-        touch(tmp_path / f"checkpoint-{step}", "trainer_state.json")
+        touch(tmp_path / f"checkpoint-{step}", SEAL)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1000"
 
 
 def test_a_save_that_was_interrupted_is_passed_over(tmp_path: Path) -> None:
-    touch(tmp_path / "checkpoint-5", "trainer_state.json")
-    touch(tmp_path / "checkpoint-10", "adapter_model.safetensors", "optimizer.pt")
+    touch(tmp_path / "checkpoint-5", SEAL)
+    touch(tmp_path / "checkpoint-10", "adapter_model.safetensors", "optimizer.pt", "trainer_state.json")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
 
 
 def test_a_run_without_checkpoints(tmp_path: Path) -> None:
     assert last_checkpoint(touch(tmp_path, "run.json")) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [(None, [5, 50, 100]), (2, [50, 100]), (1, [100]), (0, [5, 50, 100])]
+)
+def test_old_and_broken_checkpoints_are_removed(tmp_path: Path, limit: int | None, left: list[int]) -> None:
+    for step in (100, 5, 50):
+        touch(tmp_path / f"checkpoint-{step}", "optimizer.pt", SEAL)
+    touch(tmp_path / "checkpoint-60", "optimizer.pt")
+    remove_others(tmp_path, limit)
+    assert sorted(int(folder.name[11:]) for folder in tmp_path.iterdir()) == left
+
+
+def test_a_full_disk_is_told_before_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=16e9))
+    check_space(tmp_path, 10**9)
+    with pytest.raises(UserError, match=r"16.0 GB free, and a checkpoint may take 17.6 GB; make room"):
+        check_space(tmp_path, 11 * 10**8)
 
 
 @pytest.mark.parametrize(("ranks", "fits"), [(1, False), (2, True), (4, False)])

@@ -30,6 +30,7 @@ LAYERS = (
     {"tokenizer", "conversation"},
     {"model"},
     {"pack", "metrics", "checkpoint"},
+    {"trainer"},
     {"training"},
     {"pretrain", "sft", "evaluate", "chat", "export"},
     {"demo"},

@@ -1,19 +1,23 @@
 """What a run leaves to read: metrics.jsonl, the curve, progress."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from zhllama.metrics import plot_loss, read_metrics
+from zhllama.metrics import Tally, plot_loss, read_metrics
+from zhllama.tokenizer.load import load
 
 
 def test_every_step_has_a_line(run_dirs: dict[str, Path], kind: str) -> None:
     lines = read_metrics(run_dirs[kind] / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
-    names = ["step", "loss", "bits_per_byte", "tokens", "seconds", "learning_rate", "grad_norm"]
-    assert all(list(line) == names for line in lines)
-    for name in ("tokens", "seconds"):
+    names = ["step", "loss", "bits_per_byte", "bits_per_byte_chinese", "bits_per_byte_other", "tokens"]
+    names += ["characters", "seconds", "learning_rate", "grad_norm"]
+    assert all(list(line)[:10] == names for line in lines)
+    for name in ("tokens", "characters", "seconds"):
         values = [line[name] for line in lines]
         assert values == sorted(values)
     assert lines[0]["tokens"] > 400  # 8 blocks of 64, without first tokens
@@ -21,6 +25,34 @@ def test_every_step_has_a_line(run_dirs: dict[str, Path], kind: str) -> None:
 
 def test_no_file_is_no_lines(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_last_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_chinese_and_other_tokens_are_counted_apart(merged_tokenizers: dict[str, Path], kind: str) -> None:
+    tokenizer = load(merged_tokenizers[kind])
+    tally = Tally(tokenizer, 2200, torch.device("cpu"))
+    parts = {"人民，的": (True, 0.5), " news": (False, 2.0), "黾": (True, 4.0), "x = 1": (False, 1.0)}
+    nats, size, characters = {True: 0.0, False: 0.0}, {True: 0, False: 0}, 0
+    for text, (chinese, loss) in parts.items():
+        labels = tokenizer.inner_encoder()(text.encode())
+        tally.add(torch.tensor(labels), torch.full((len(labels),), loss))
+        nats[chinese] += loss * len(labels)
+        size[chinese] += len(text.encode())
+        characters += len(text)
+    found = tally.take(ranks=1)
+    assert found.pop("characters") == characters
+    assert found == pytest.approx(
+        {
+            "bits_per_byte": sum(nats.values()) / sum(size.values()) / math.log(2),
+            "bits_per_byte_chinese": nats[True] / size[True] / math.log(2),
+            "bits_per_byte_other": nats[False] / size[False] / math.log(2),
+        }
+    )
+    assert tally.take(ranks=1) == {"characters": 0.0}
 
 
 def test_the_curve_is_a_picture(tmp_path: Path) -> None:

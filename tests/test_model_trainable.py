@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zhllama.config import UserError
-from zhllama.model.trainable import (
-    ADAPTER_WEIGHTS,
-    Embeddings,
-    LoraSettings,
-    TrainableModel,
-    adapter_settings,
-    check_embeddings,
-    load_adapter,
-    load_trainable,
-    new_row_count,
-    save_adapter,
-)
+from zhllama.model.adapter import Embeddings, LoraSettings
+from zhllama.model.trainable import TrainableModel, check_parts, load_trainable, new_row_count
 from zhllama.pack import Blocks
 
 LORA = LoraSettings(rank=4, alpha=8)
@@ -39,20 +28,18 @@ def blocks_of(model: TrainableModel, lengths: list[int], seed: int = 0) -> dict[
     return {name: tensor[None] for name, tensor in block.items()}
 
 
-def taught(directory: Path, embeddings: Embeddings, lora: LoraSettings = LORA) -> TrainableModel:
+def taught(
+    directory: Path, embeddings: Embeddings, lora: LoraSettings | None = LORA, full: bool = False
+) -> TrainableModel:
     """A model after three optimiser steps, so that every adapter tensor has moved."""
     torch.manual_seed(0)
-    model = load_trainable(directory, embeddings, lora, torch.float32)
+    model = load_trainable(directory, embeddings, lora, torch.float32, full=full)
     optimiser = torch.optim.AdamW(model.trainable().values(), lr=0.01)
     for step in range(3):
         model(**blocks_of(model, [20, 30], step))["loss"].backward()
         optimiser.step()
         optimiser.zero_grad()
     return model.eval()
-
-
-def save(model: TrainableModel, path: Path, base: Path, lora: LoraSettings = LORA) -> None:
-    save_adapter(path, dict(model.trainable()), lora, base, model.config, model.new_row_count)
 
 
 def logits(model: TrainableModel, ids: Tensor) -> Tensor:
@@ -133,25 +120,6 @@ def test_new_rows_start_as_stored(extended_models: dict[str, Path], kind: str) -
             assert torch.equal(parameter, stored[f"{end}.weight"][-len(parameter) :])
 
 
-@pytest.mark.parametrize("embeddings", ["new", "all", "none"])
-def test_plain_peft_opens_the_adapter_with_the_same_logits(
-    tmp_path: Path, extended_models: dict[str, Path], kind: str, embeddings: Embeddings
-) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = taught(extended_models[kind], embeddings)
-    save(model, tmp_path, extended_models[kind])
-    base = AutoModelForCausalLM.from_pretrained(str(extended_models[kind]))
-    ids = blocks_of(model, [40], 9)["input_ids"]
-    with torch.no_grad():
-        before = base(ids).logits
-        theirs = PeftModel.from_pretrained(base, str(tmp_path)).eval()(ids).logits
-        ours = logits(model, ids)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert (ours - before).abs().max() > 0.01
-
-
 def test_loss_is_that_of_transformers(extended_models: dict[str, Path], kind: str) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -160,32 +128,6 @@ def test_loss_is_that_of_transformers(extended_models: dict[str, Path], kind: st
     plain = AutoModelForCausalLM.from_pretrained(str(extended_models[kind]))
     expected = plain(batch["input_ids"], labels=batch["labels"]).loss
     torch.testing.assert_close(model(**batch)["loss"], expected)
-
-
-@pytest.mark.parametrize("embeddings", ["new", "all", "none"])
-def test_a_saved_adapter_loads_again(
-    tmp_path: Path, extended_models: dict[str, Path], kind: str, embeddings: Embeddings
-) -> None:
-    model = taught(extended_models[kind], embeddings)
-    save(model, tmp_path, extended_models[kind])
-    fresh = load_trainable(extended_models[kind], embeddings, LORA, torch.float32)
-    load_adapter(fresh, tmp_path)
-    for name, parameter in model.trainable().items():
-        assert torch.equal(parameter, fresh.trainable()[name])
-    batch = blocks_of(model, [30, 20], 4)
-    assert torch.equal(fresh.eval()(**batch)["loss"], model(**batch)["loss"])
-
-
-def test_saved_tensors_are_float32_and_settings_are_kept(
-    tmp_path: Path, extended_models: dict[str, Path], kind: str
-) -> None:
-    lora = LoraSettings(rank=2, alpha=6, dropout=0.25, targets=["v_proj", "q_proj"])
-    model = load_trainable(extended_models[kind], "new", lora, torch.bfloat16)
-    save(model, tmp_path, extended_models[kind], lora)
-    assert {tensor.dtype for tensor in load_file(tmp_path / ADAPTER_WEIGHTS).values()} == {torch.float32}
-    read, content = adapter_settings(tmp_path)
-    assert read == LoraSettings(rank=2, alpha=6, dropout=0.25, targets=["q_proj", "v_proj"])
-    assert content["base_model_name_or_path"] == str(extended_models[kind])
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -227,24 +169,41 @@ def test_checkpointing_activations_changes_no_gradient(extended_models: dict[str
 def test_new_rows_where_there_are_none(model_dirs: dict[str, Path], kind: str) -> None:
     message = r"embeddings new: .* has no rows added by resize-embeddings; use --embeddings none or all"
     with pytest.raises(UserError, match=message):
-        check_embeddings(model_dirs[kind], "new", allow_frozen=False)
+        check_parts(model_dirs[kind], "new", "lora", allow_frozen=False)
 
 
 def test_new_rows_that_would_stay_frozen(extended_models: dict[str, Path], kind: str) -> None:
     message = r"embeddings none: the 1,\d+ new rows of .* would stay frozen; use --embeddings new"
     with pytest.raises(UserError, match=message):
-        check_embeddings(extended_models[kind], "none", allow_frozen=False)
-    check_embeddings(extended_models[kind], "none", allow_frozen=True)
-    check_embeddings(extended_models[kind], "all", allow_frozen=False)
+        check_parts(extended_models[kind], "none", "lora", allow_frozen=False)
+    check_parts(extended_models[kind], "none", "lora", allow_frozen=True)
+    check_parts(extended_models[kind], "all", "lora", allow_frozen=False)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"rank": 0}, "lora.rank 0: it must be at least 1"), ({"targets": []}, "lora.targets: name at least")],
-)
-def test_lora_that_would_not_train(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        LoraSettings(**settings)
+def test_nothing_chosen_to_train(extended_models: dict[str, Path], kind: str) -> None:
+    with pytest.raises(UserError, match="body none and embeddings none: nothing would train"):
+        check_parts(extended_models[kind], "none", "none", allow_frozen=True)
+
+
+def test_layers_train_in_full(extended_models: dict[str, Path], kind: str) -> None:
+    model = load_trainable(extended_models[kind], "new", None, torch.bfloat16, full=True)
+    ends = model.base.get_input_embeddings().weight, model.base.lm_head.weight
+    for name, parameter in model.base.named_parameters():
+        frozen = any(parameter is end for end in ends)
+        assert parameter.requires_grad is not frozen, name
+        assert parameter.dtype == (torch.bfloat16 if frozen else torch.float32)
+
+
+def test_each_token_s_loss_is_told(extended_models: dict[str, Path], kind: str) -> None:
+    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    told: list[tuple[Tensor, Tensor]] = []
+    model.on_loss = lambda labels, nats: told.append((labels, nats))
+    batch = blocks_of(model, [20, 30])
+    loss = model(**batch)["loss"]
+    [(labels, nats)] = told
+    wanted = batch["labels"][:, 1:]
+    assert labels.tolist() == wanted[wanted != -100].tolist()
+    torch.testing.assert_close(nats.mean(), loss.detach())
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "vproj"], ["lm_head"]])
@@ -254,13 +213,6 @@ def test_lora_target_that_the_model_lacks(
     message = rf"lora.targets {targets[-1]}: no such linear layer; there are down_proj, gate_proj, k_proj"
     with pytest.raises(UserError, match=message):
         load_trainable(extended_models[kind], "new", LoraSettings(targets=targets), torch.float32)
-
-
-def test_adapter_of_another_shape(tmp_path: Path, extended_models: dict[str, Path], kind: str) -> None:
-    save(load_trainable(extended_models[kind], "new", LORA, torch.float32), tmp_path, extended_models[kind])
-    other = load_trainable(extended_models[kind], "new", LoraSettings(rank=8), torch.float32)
-    with pytest.raises(UserError, match=r"the adapter has no tensor .*lora_A.weight of shape \(8, 32\)"):
-        load_adapter(other, tmp_path)
 
 
 def test_a_model_without_record_has_no_new_rows(

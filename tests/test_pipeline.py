@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zhllama.artifact import fingerprint, read_record
+from zhllama.checkpoint import SEAL
 from zhllama.cli import main
 from zhllama.corpus.read import read_documents
 from zhllama.metrics import read_metrics
@@ -325,32 +326,39 @@ def assert_close(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> No
 
 
 @pytest.mark.slow
-def test_deepspeed_interrupted_and_started_again_equals_one_process(
-    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]]
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_interrupted_and_started_again_equals_uninterrupted(
+    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]], stage: int
 ) -> None:
+    zero = ["--train.deepspeed", f"ds_configs/zero{stage}.json"]
     output = tmp_path / "run"
-    code, said = interrupt_after(launch(words, output), output / "checkpoint-5" / "trainer_state.json")
+    code, said = interrupt_after(launch(words, output, *zero), output / "checkpoint-5" / SEAL)
     assert code != 0
     assert "result" not in read_record(output), said
     shutil.copytree(output, tmp_path / "alone")
-    said = finished(launch(words, output))
+    said = finished(launch(words, output, *zero))
     assert "resuming from" in said
     assert "start afresh" not in said
-    reference = alone(tmp_path / "reference")
-    assert_close(read_metrics(output / "metrics.jsonl"), reference)
     assert read_record(output)["result"]["steps"] == 40
+    finished(launch(words, tmp_path / "whole", *zero))
+    for mine, theirs in zip(
+        *(read_metrics(run / "metrics.jsonl") for run in (output, tmp_path / "whole")), strict=True
+    ):
+        assert mine | {"seconds": 0} == theirs | {"seconds": 0}
     # The same checkpoint goes on with one rank and no DeepSpeed: data and schedule stay.
-    lines = alone(tmp_path / "alone")
+    lines, reference = alone(tmp_path / "alone"), alone(tmp_path / "reference")
+    assert_close(read_metrics(output / "metrics.jsonl"), reference)
     for name in ("step", "tokens", "learning_rate"):
         assert [line[name] for line in lines] == [line[name] for line in reference]
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in reference], rel=0.01)
 
 
 @pytest.mark.slow
-def test_zero3_equals_one_process(
-    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]]
+@pytest.mark.parametrize("stage", [1, 3])
+def test_other_stages_of_zero_equal_one_process(
+    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]], stage: int
 ) -> None:
-    short = ["--train.max-steps", "6", "--train.deepspeed", "ds_configs/zero3.json"]
+    short = ["--train.max-steps", "6", "--train.deepspeed", f"ds_configs/zero{stage}.json"]
     output = tmp_path / "run"
     finished(launch(words, output, *short, "--train.activation-checkpointing", "true"))
     words += short[:2]
@@ -373,7 +381,7 @@ def test_ctrl_c_leaves_the_inputs_and_an_unfinished_run_that_goes_on(
     before = [hashes(folder) for folder in inputs]
     batch = ["--train.per-device-train-batch-size", "8", "--train.deepspeed", "null"]
     process = start(BIN / "zhllama", "pretrain", *words, *batch, "--output", tmp_path / "run")
-    code, said = interrupt_after(process, tmp_path / "run" / "checkpoint-5" / "trainer_state.json")
+    code, said = interrupt_after(process, tmp_path / "run" / "checkpoint-5" / SEAL)
     assert code == 130, said
     assert said.endswith("interrupted; inputs are untouched, the output is marked unfinished\n")
     assert "Traceback" not in said

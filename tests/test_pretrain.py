@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from zhllama.artifact import fingerprint
+from zhllama.artifact import fingerprint, read_record
 from zhllama.cli import main
 
 
@@ -151,3 +154,51 @@ def test_output_dir_of_the_training_arguments(
 ) -> None:
     problem = refused(inputs, tmp_path / "r", capsys, "--train.output-dir", "elsewhere")
     assert "train.output_dir is --output: set that instead" in problem
+
+
+CHOICES = {
+    "rslora": ["--lora.rslora", "true"],
+    "dora": ["--lora.dora", "true"],
+    "embeddings only": ["--body", "none"],
+    "layers and new rows": ["--body", "full"],
+    "everything": ["--body", "full", "--embeddings", "all"],
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_trains_resumes_and_merges_into_what_it_measures(
+    tmp_path: Path,
+    run: Callable[..., None],
+    extended_models: dict[str, Path],
+    corpus_file: Path,
+    kind: str,
+    choice: str,
+) -> None:
+    flags = [
+        *CHOICES[choice],
+        "--train.learning-rate",
+        "1e-2",
+        "--train.max-steps",
+        6,
+        "--train.save-steps",
+        3,
+    ]
+    run(tmp_path / "run", *flags)
+    begun = shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(begun / "checkpoint-6")
+    rewrite_record(begun, result=None)
+    run(begun, *flags)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "run", begun))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    main(["merge-adapter", "--adapter", str(tmp_path / "run"), "--output", str(tmp_path / "merged")])
+    for name, source in (
+        ("base", extended_models[kind]),
+        ("adapter", tmp_path / "run"),
+        ("model", tmp_path / "merged"),
+    ):
+        flag = "--adapter" if name == "adapter" else "--model"
+        main(["evaluate", flag, str(source), "--text", f"t={corpus_file}", "--output", str(tmp_path / name),
+              "--block-size", "64", "--max-bytes", "2000"])  # fmt: skip
+    bits = {name: read_record(tmp_path / name)["result"]["t"] for name in ("base", "adapter", "model")}
+    assert bits["model"] == pytest.approx(bits["adapter"], rel=1e-4)
+    assert bits["model"] < bits["base"] - 0.002

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME
 
 from zhllama.config import UserError
-from zhllama.model.trainable import ADAPTER_WEIGHTS, TrainableModel, adapter_key, last_rows
+from zhllama.model.adapter import ADAPTER_WEIGHTS, adapter_key
+from zhllama.model.trainable import TrainableModel, last_rows
+from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
+
+SEAL = "complete"
+STATE_BYTES = (
+    4 + 8 + 4
+)  # of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy
+
+
+def seal(checkpoint: Path) -> None:
+    """Mark a checkpoint as whole, when nothing is left to be written."""
+    (checkpoint / SEAL).touch()
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was sealed: a kill before that leaves files cut short, or missing."""
+    return (checkpoint / SEAL).is_file()
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The whole checkpoints of a run directory, oldest step first."""
+    return sorted(filter(is_whole, output.glob("checkpoint-*")), key=_step)
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint of a run directory; one whose last file an interrupt kept from being written is none."""
-    whole = [folder for folder in output.glob("checkpoint-*") if (folder / TRAINER_STATE_NAME).is_file()]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    """The newest whole checkpoint of a run directory."""
+    return max(checkpoints(output), key=_step, default=None)
+
+
+def remove_others(output: Path, limit: int | None) -> None:
+    """Delete the checkpoints that a kill cut short, and of the whole ones all but the newest `limit`."""
+    whole = checkpoints(output)
+    kept = whole if limit is None or limit <= 0 else whole[-limit:]
+    for folder in output.glob("checkpoint-*"):
+        if folder not in kept:
+            (folder / SEAL).unlink(missing_ok=True)  # first, or a kill would leave half a folder sealed
+            shutil.rmtree(folder)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def check_space(output: Path, parameters: int) -> None:
+    """Raise UserError unless the disk has room for one more checkpoint of so many trained parameters."""
+    needed, free = parameters * STATE_BYTES, shutil.disk_usage(output).free
+    if free < needed:
+        raise UserError(
+            f"--output {output}: {free / 1e9:.1f} GB free, and a checkpoint may take {needed / 1e9:.1f} GB; "
+            "make room and start again, the run goes on from its last checkpoint"
+        )
 
 
 def optimizer_fits(checkpoint: Path, deepspeed: bool, ranks: int) -> bool:
@@ -46,7 +92,7 @@ def check_saved(folder: Path, model: TrainableModel, base: Path, moved: bool) ->
             raise UserError(f"{file}: {key} is missing, empty or not finite; the save went wrong")
         if moved and "lora_B" in key and not bool(tensor.any()):
             raise UserError(f"{file}: {key} never moved from zero; training had no effect")
-    for key in ("model.embed_tokens.weight", "lm_head.weight") if moved and model.new_row_count else ():
+    for key in (INPUT_KEY, OUTPUT_KEY) if moved and model.new_row_count else ():
         rows = state.get(adapter_key(key.replace("weight", "new_rows")))
         if rows is not None and torch.equal(rows, last_rows(base, key, len(rows))):
             raise UserError(f"{file}: the new rows of {key} never moved; training had no effect")

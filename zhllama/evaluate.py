@@ -13,8 +13,9 @@ from zhllama import artifact
 from zhllama.config import UserError, split_pair
 from zhllama.corpus.read import read_documents
 from zhllama.device import default_device, default_dtype
+from zhllama.model.adapter import adapter_parts, load_adapter
 from zhllama.model.merge import check_base
-from zhllama.model.trainable import Embeddings, TrainableModel, adapter_settings, load_adapter, load_trainable
+from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.pack import check_block_size, pack_conversations
 from zhllama.page import Page, bar_plot
 from zhllama.terminal import print_table, track
@@ -147,12 +148,9 @@ def _load(model_dir: Path, adapter: Path | None) -> TrainableModel:
     dtype, device = default_dtype(), default_device()
     if adapter is None:
         return load_trainable(model_dir, "none", None, dtype, device)
-    lora, content = adapter_settings(adapter)
-    embeddings: Embeddings = "new" if content.get("trainable_token_indices") else "none"
-    if content.get("modules_to_save"):
-        embeddings = "all"
-    model = load_trainable(model_dir, embeddings, lora, dtype, device)
-    load_adapter(model, adapter)
+    embeddings, lora, full = adapter_parts(adapter)
+    model = load_trainable(model_dir, embeddings, lora, dtype, device, full)
+    load_adapter(model.trainable(), adapter)
     return model
 
 

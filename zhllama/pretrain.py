@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
+from zhllama.model.adapter import Body, Embeddings, LoraSettings
+from zhllama.model.trainable import check_parts
 from zhllama.pack import Blocks, check_block_size
 from zhllama.terminal import say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
@@ -18,7 +19,7 @@ from zhllama.training import check_arguments, run_directory, train, training_def
 
 @dataclass
 class PretrainConfig:
-    """Continue pretraining a model on packed blocks: LoRA on the body, new embedding rows as they are."""
+    """Continue pretraining a model on packed blocks: LoRA on the layers, new embedding rows as they are."""
 
     model: str
     """Model directory that resize-embeddings wrote (or any model, with --embeddings none or all)."""
@@ -30,6 +31,8 @@ class PretrainConfig:
     """Which embedding rows train: the new ones, all, or none."""
     freeze_new_rows: bool = False
     """Allow --embeddings none on an extended model, whose new rows then stay as initialised."""
+    body: Body = "lora"
+    """What of the layers trains: LoRA, all their parameters (full), or nothing (none)."""
     embedding_learning_rate: float | None = None
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -58,7 +61,7 @@ def pretrain(config: PretrainConfig) -> None:
         artifact.tokenizer_fingerprint(model_dir),
         f"run zhllama pack --model {model_dir} again",
     )
-    check_embeddings(model_dir, config.embeddings, config.freeze_new_rows)
+    check_parts(model_dir, config.embeddings, config.body, config.freeze_new_rows)
     blocks = Blocks.open(tokens_dir)
     check_block_size(blocks.ids.shape[1], model_dir)
     with run_directory(config, "pretrain", {"model": model_dir, "tokens": tokens_dir}) as result:

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, TrainingArguments
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Source, encode_mixture
-from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
+from zhllama.model.adapter import Body, Embeddings, LoraSettings
+from zhllama.model.trainable import check_parts
 from zhllama.pack import check_block_size, pack_conversations
 from zhllama.terminal import print_table, say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
@@ -29,6 +30,8 @@ class SftConfig:
     """Tokens per block; conversations are packed whole, longer ones dropped and counted."""
     embeddings: Embeddings = "none"
     """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
+    body: Body = "lora"
+    """What of the layers trains: LoRA, all their parameters (full), or nothing (none)."""
     embedding_learning_rate: float | None = None
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
@@ -49,7 +52,7 @@ def sft(config: SftConfig) -> None:
     """
     model_dir = artifact.require(config.model, "model", "--model")
     check_block_size(config.block_size, model_dir)
-    check_embeddings(model_dir, config.embeddings, allow_frozen=True)
+    check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
     inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     if tokenizer.chat_template is None:

@@ -11,7 +11,9 @@ from torch import Tensor
 CHUNK = 256
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, new_rows: Tensor | None, labels: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, new_rows: Tensor | None, labels: Tensor, nats: Tensor | None = None
+) -> Tensor:
     """Sum of next-token negative log-likelihoods of `hidden @ weight.T`, chunk by chunk.
 
     The gradient is formed in the forward pass while a chunk's logits exist, so backward only scales it: the
@@ -22,18 +24,26 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, new_rows: Tensor | None
         weight: (rows, hidden); a gradient is formed only if it requires one.
         new_rows: (n, hidden) trained rows standing in for the last n of `weight`, or None.
         labels: (tokens,) int64, every one a valid row (mask before calling).
+        nats: (tokens,) float32, filled with each token's loss where given.
 
     Returns:
         A float32 scalar, in nats.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, new_rows, labels)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, new_rows, labels, nats)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, new_rows: Tensor | None, labels: Tensor) -> Tensor:
-        train_hidden, train_weight, train_new, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        new_rows: Tensor | None,
+        labels: Tensor,
+        nats: Tensor | None,
+    ) -> Tensor:
+        train_hidden, train_weight, train_new, *_ = ctx.needs_input_grad
         # Autocast is off inside a custom Function: matrices take the hidden states' dtype by hand.
         dtype = (
             torch.get_autocast_dtype(hidden.device.type)
@@ -65,7 +75,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 highest = logits.amax(1, keepdim=True)
                 # Probabilities up to their sum, written over the logits; the sum is divided out of the products.
                 spread = logits.sub_(highest).exp_().sum(1, keepdim=True)
-                total += (spread.log() + highest - wanted).sum()
+                each = (spread.log() + highest - wanted)[:, 0]
+                total += each.sum()
+                if nats is not None:
+                    nats[start : start + CHUNK] = each
                 if grad_hidden is None and not any(trained):
                     continue
                 # d loss / d logits = softmax - one_hot: a product, and the target's own row taken away.
@@ -95,8 +108,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             return None if grad is None else (grad * scale).to(dtype)
 
         if new_dtype is None:
-            return scaled(grad_hidden, hidden_dtype), scaled(grads[0], weight_dtype), None, None
-        return scaled(grad_hidden, hidden_dtype), None, scaled(grads[1], new_dtype), None
+            return scaled(grad_hidden, hidden_dtype), scaled(grads[0], weight_dtype), None, None, None
+        return scaled(grad_hidden, hidden_dtype), None, scaled(grads[1], new_dtype), None, None
 
 
 def _rows(parts: list[Tensor], ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.model.trainable import ADAPTER_WEIGHTS, PREFIX, ROWS_KEY, adapter_settings
+from zhllama.model.adapter import ADAPTER_WEIGHTS, PREFIX, ROWS_KEY, adapter_parts
 from zhllama.model.weights import (
     INPUT_KEY,
     OUTPUT_KEY,
@@ -90,26 +90,33 @@ def check_base(adapter: Path, record: dict[str, Any], base: Path) -> None:
 
 
 def fold(adapter: Path, base: Path) -> Callable[[str, Tensor], Tensor]:
-    """A function `(name, tensor) -> merged tensor`; W + alpha/rank * B @ A in float32, cast back last."""
+    """A function `(name, tensor) -> merged tensor`: W plus the scaled B @ A in float32, cast back last.
+
+    DoRA then gives each row the norm that it has trained.
+    """
     from safetensors.torch import load_file
 
     state = load_file(adapter / ADAPTER_WEIGHTS)
-    lora, _ = adapter_settings(adapter)
+    _, lora, _ = adapter_parts(adapter)
     tied = bool(read_config(base).get("tie_word_embeddings", False))
 
     def merged(name: str, tensor: Tensor) -> Tensor:
         module = PREFIX + name.removesuffix(".weight")
         if f"{module}.lora_A.weight" in state:
             down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
-            return (tensor.float() + lora.alpha / lora.rank * (up @ down)).to(tensor.dtype)
+            assert lora is not None
+            whole = tensor.float() + lora.scale * (up @ down)
+            if lora.dora:
+                norms = state[f"{module}.lora_magnitude_vector.weight"]
+                whole *= (norms / whole.norm(dim=1))[:, None]
+            return whole.to(tensor.dtype)
         if name in (INPUT_KEY, OUTPUT_KEY):
             source = PREFIX + (INPUT_KEY if tied else name).removesuffix(".weight")
             if f"{source}.{ROWS_KEY}" in state:
                 rows = state[f"{source}.{ROWS_KEY}"]
                 return torch.cat([tensor[: -len(rows)], rows.to(tensor.dtype)])
-            if f"{source}.weight" in state:
-                return state[f"{source}.weight"].to(tensor.dtype)
-        return tensor
+            module = source
+        return state[f"{module}.weight"].to(tensor.dtype) if f"{module}.weight" in state else tensor
 
     return merged
 
@@ -121,6 +128,8 @@ def _result(directory: Path) -> dict[str, Any]:
 
 def _difference(adapter: Path, base: Path, merged: Path) -> float:
     """Mean total variation of next-token probabilities over fixed prompts, 0 to 1, computed in float32.
+
+    After full training peft has no part in it: the tensors are put into the loaded base.
 
     Raises:
         UserError: more than rounding to the stored dtype explains.
@@ -136,7 +145,12 @@ def _difference(adapter: Path, base: Path, merged: Path) -> float:
         model = load_model(merged, torch.float32).eval()
         ours = [model(ids).logits.softmax(-1) for ids in inputs]
         model = load_model(base, torch.float32)
-        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+        if adapter_parts(adapter)[2]:
+            change = fold(adapter, base)
+            model.load_state_dict({name: change(name, value) for name, value in model.state_dict().items()})
+        else:
+            model = PeftModel.from_pretrained(model, str(adapter))
+        model.eval()
         theirs = [model(ids).logits.softmax(-1) for ids in inputs]
     apart = [(a - b).abs().sum(-1).mean().item() / 2 for a, b in zip(ours, theirs, strict=True)]
     mean = float(sum(apart) / len(apart))

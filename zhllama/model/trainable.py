@@ -1,4 +1,4 @@
-"""What trains: LoRA on the body and the new embedding rows as their own parameter.
+"""What trains: LoRA on the layers, or all of them, and the new embedding rows as their own parameter.
 
 The old rows are a frozen matrix that no optimiser ever sees, so they stay bit-identical. Saved adapters have
 peft's layout (`trainable_token_indices` for the new rows): plain `PeftModel.from_pretrained` opens them.
@@ -6,12 +6,9 @@ peft's layout (`trainable_token_indices` for the new rows): plain `PeftModel.fro
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,36 +16,9 @@ from torch import Tensor, nn
 
 from zhllama.artifact import read_record
 from zhllama.config import UserError
+from zhllama.model.adapter import Body, Embeddings, LoraSettings, adapter_key, lora_config
 from zhllama.model.loss import linear_cross_entropy
 from zhllama.model.weights import find_tensor, load_model
-
-Embeddings = Literal["new", "all", "none"]
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # peft's name for the wrapped model
-ROWS_KEY = "token_adapter.trainable_tokens_delta"  # peft's name for rows given by trainable_token_indices
-
-
-@dataclass
-class LoraSettings:
-    """Low-rank adaptation of the linear layers (Hu et al., arXiv 2106.09685)."""
-
-    rank: int = 64
-    """Rank of A and B."""
-    alpha: int = 128
-    """The update is scaled by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout before A."""
-    targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
-    """Names of the linear layers that get an adapter."""
-
-    def __post_init__(self) -> None:
-        """Refuse what peft would accept and then not train."""
-        if self.rank < 1:
-            raise UserError(f"lora.rank {self.rank}: it must be at least 1")
-        if not self.targets:
-            raise UserError("lora.targets: name at least one linear layer")
 
 
 class NewRowsEmbedding(nn.Module):
@@ -77,16 +47,18 @@ class LossHead(nn.Module):
         self.weight = weight
         self.register_parameter("new_rows", new_rows)
 
-    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """(tokens, hidden) and (tokens,) to the summed negative log-likelihood in nats."""
-        return linear_cross_entropy(hidden, self.weight, self.new_rows, labels)
+    def forward(self, hidden: Tensor, labels: Tensor, nats: Tensor | None = None) -> Tensor:
+        """(tokens, hidden) and (tokens,) to the summed negative log-likelihood in nats; `nats` gets each token's."""
+        return linear_cross_entropy(hidden, self.weight, self.new_rows, labels, nats)
 
 
 class TrainableModel(nn.Module):
-    """A causal language model that returns a loss, of which only LoRA and embedding rows train."""
+    """A causal language model that returns a loss, and of which only the chosen parts train."""
 
     def __init__(self, base: Any, new_rows: int) -> None:
         super().__init__()
+        self.on_loss: Callable[[Tensor, Tensor], None] | None = None
+        """Told the labels of each forward pass and their losses in nats, both (tokens,)."""
         self.base = base
         self.config = base.config
         self.new_row_count = new_rows
@@ -108,7 +80,11 @@ class TrainableModel(nn.Module):
         ).last_hidden_state
         target = labels[:, 1:]
         wanted = target != -100
-        loss = self.base.lm_head(hidden[:, :-1][wanted], target[wanted])
+        labels = target[wanted]
+        nats = None if self.on_loss is None else torch.empty_like(labels, dtype=torch.float32)
+        loss = self.base.lm_head(hidden[:, :-1][wanted], labels, nats)
+        if self.on_loss is not None and nats is not None:
+            self.on_loss(labels, nats)
         return {
             "loss": loss / (wanted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         }
@@ -133,10 +109,12 @@ def load_trainable(
     lora: LoraSettings | None,
     dtype: torch.dtype,
     device: str | None = None,
+    full: bool = False,
 ) -> TrainableModel:
     """Load a model directory with everything frozen but the named parts, which are float32.
 
-    `check_embeddings` says beforehand whether the choice makes sense; `lora=None` adds no adapter.
+    `check_parts` says beforehand whether the choice makes sense; `lora=None` adds no adapter, and `full` trains
+    all of the layers and the final norm.
 
     Raises:
         UserError: a LoRA target that the model does not have.
@@ -146,17 +124,15 @@ def load_trainable(
     base.config.use_cache = False
     count = new_row_count(directory) if embeddings == "new" else 0
     _install_rows(base, directory, count)
-    if embeddings == "all":
-        base.get_input_embeddings().weight.requires_grad_(True)
-        base.lm_head.weight.requires_grad_(True)
     if lora is not None:
         from peft import inject_adapter_in_model
 
         _check_targets(base, lora)
-        base = inject_adapter_in_model(_lora_config(lora), base)
+        base = inject_adapter_in_model(lora_config(lora), base)
     for name, parameter in base.named_parameters():
-        rows = embeddings == "all" and name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        parameter.requires_grad_("lora_" in name or name.endswith("new_rows") or rows)
+        at_the_ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        chosen = embeddings == "all" if at_the_ends else full
+        parameter.requires_grad_("lora_" in name or name.endswith("new_rows") or chosen)
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
     model = TrainableModel(base, count)
@@ -169,9 +145,11 @@ def new_row_count(directory: Path) -> int:
     return int(result.get("rows", 0)) - int(result.get("first_new", 0))
 
 
-def check_embeddings(directory: Path, embeddings: Embeddings, allow_frozen: bool) -> None:
-    """Refuse choices that waste a run: training rows that do not exist, or freezing new ones unawares."""
+def check_parts(directory: Path, embeddings: Embeddings, body: Body, allow_frozen: bool) -> None:
+    """Refuse choices that waste a run: rows that do not exist, new ones frozen unawares, nothing that trains."""
     count = new_row_count(directory)
+    if embeddings == "none" and body == "none":
+        raise UserError("body none and embeddings none: nothing would train; choose another for one of them")
     if embeddings == "new" and not count:
         raise UserError(
             f"embeddings new: {directory} has no rows added by resize-embeddings; use --embeddings none or all"
@@ -180,71 +158,6 @@ def check_embeddings(directory: Path, embeddings: Embeddings, allow_frozen: bool
         raise UserError(
             f"embeddings none: the {count:,} new rows of {directory} would stay frozen; use --embeddings new"
         )
-
-
-def adapter_key(name: str) -> str:
-    """peft's key of a trainable parameter named as in the base model."""
-    name = name.removeprefix("base.").replace(".default.", ".")
-    return PREFIX + name.replace("new_rows", ROWS_KEY)
-
-
-def save_adapter(
-    path: Path, state: dict[str, Tensor], lora: LoraSettings, base: Path, config: Any, new_rows: int
-) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` in peft's layout (float32 tensors)."""
-    from safetensors.torch import save_file
-
-    path.mkdir(parents=True, exist_ok=True)
-    peft_config = _lora_config(lora)
-    peft_config.base_model_name_or_path = str(base)
-    peft_config.inference_mode = True
-    if new_rows:
-        indices = list(range(config.vocab_size - new_rows, config.vocab_size))
-        tied = config.tie_word_embeddings
-        peft_config.trainable_token_indices = (
-            indices if tied else {"embed_tokens": indices, "lm_head": indices}
-        )
-    elif any(key.endswith("embed_tokens.weight") for key in state):
-        peft_config.modules_to_save = ["embed_tokens", "lm_head"]
-        state.setdefault(f"{PREFIX}lm_head.weight", state[f"{PREFIX}model.embed_tokens.weight"])
-    tensors = {key: value.detach().float().cpu().clone().contiguous() for key, value in state.items()}
-    save_file(tensors, path / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    peft_config.save_pretrained(str(path))
-
-
-def load_adapter(model: TrainableModel, path: Path) -> None:
-    """Copy a saved adapter's tensors into the trainable parameters; raises UserError where they do not fit."""
-    from safetensors.torch import load_file
-
-    state = load_file(path / ADAPTER_WEIGHTS)
-    trainable = model.trainable()
-    with gathered(trainable.values(), write=True):
-        for key, parameter in trainable.items():
-            if key not in state or state[key].shape != parameter.shape:
-                raise UserError(f"{path}: the adapter has no tensor {key} of shape {tuple(parameter.shape)}")
-            parameter.data.copy_(state[key])
-
-
-def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> AbstractContextManager[Any]:
-    """A context in which what ZeRO-3 holds in parts is whole; with `write`, the first rank's changes are kept."""
-    parted = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not parted:
-        return nullcontext()
-    import deepspeed
-
-    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-        parted, modifier_rank=0 if write else None
-    )
-    return context
-
-
-def adapter_settings(path: Path) -> tuple[LoraSettings, dict[str, Any]]:
-    """LoRA settings and the whole `adapter_config.json` of a saved adapter."""
-    content = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    lora = LoraSettings(
-        content["r"], content["lora_alpha"], content["lora_dropout"], sorted(content["target_modules"])
-    )
-    return lora, content
 
 
 def weight_rows(weight: Tensor) -> int:
@@ -278,15 +191,3 @@ def _check_targets(base: Any, lora: LoraSettings) -> None:
             raise UserError(
                 f"lora.targets {target}: no such linear layer; there are {', '.join(sorted(known))}"
             )
-
-
-def _lora_config(lora: LoraSettings) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        task_type="CAUSAL_LM",
-    )

@@ -77,6 +77,14 @@ def only_cjk_continues(raw: bytes) -> bool:
     return any(low <= first and last <= high for low, high in CJK_RANGES)
 
 
+def is_chinese(raw: bytes) -> bool:
+    """Whether a token's bytes are Chinese: they hold a CJK character, or only a part of what is most likely one."""
+    text = raw.decode(errors="ignore")
+    if text or not raw:
+        return CJK_RUN.search(text) is not None
+    return 0x80 <= raw[0] <= 0xBF or 0xE3 <= raw[0] <= 0xE9
+
+
 @cache
 def byte_letters() -> dict[int, str]:
     """GPT-2's spelling of the 256 bytes: the letter that stands for each in a byte-level vocabulary."""

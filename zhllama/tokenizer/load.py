@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, normalizers
 from zhllama.artifact import require
 from zhllama.config import UserError
 from zhllama.tokenizer import write
-from zhllama.tokenizer.alphabet import spell_bytes, unspell
+from zhllama.tokenizer.alphabet import is_chinese, spell_bytes, unspell
 
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 CHINESE_MODEL = "chinese_sp.model"
@@ -210,6 +210,16 @@ def token_bytes(fast: Tokenizer, rows: int | None = None) -> numpy.typing.NDArra
         else:
             sizes[index] = 1 if BYTE_PIECE.fullmatch(token) else len(token.replace(write.SPACE, " ").encode())
     return sizes
+
+
+def token_counts(loaded: Loaded, rows: int) -> numpy.typing.NDArray[numpy.int32]:
+    """What each id stands for: (rows, 3) int32 of UTF-8 bytes, characters begun, and 1 where they are Chinese."""
+    counts = numpy.zeros((rows, 3), dtype=numpy.int32)
+    counts[:, 0] = token_bytes(loaded.fast, rows)
+    for index in counts[:, 0].nonzero()[0].tolist():
+        raw = loaded.piece_bytes(index)
+        counts[index, 1:] = sum(not 0x80 <= byte <= 0xBF for byte in raw), is_chinese(raw)
+    return counts
 
 
 def _read_fast(path: Path, flag: str) -> tuple[Tokenizer, Literal["sentencepiece", "bytelevel"]]:

@@ -1,0 +1,73 @@
+"""How far training has moved each part of a model from where it started."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zhllama.model.adapter import PREFIX, ROWS_KEY, gathered
+from zhllama.model.trainable import TrainableModel, new_row_count
+from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor
+
+ROWS_AT_ONCE = 8192
+
+
+def norms_of_change(model: TrainableModel, base: Path, lora_scale: float) -> dict[str, float]:
+    """Frobenius norms of the change since `base`, a model directory: of new rows, old rows, LoRA, layers.
+
+    LoRA's is that of its scaled B @ A. Frozen rows are compared too, so 0 for the old rows is measured, not
+    assumed. Under ZeRO-3 every rank must call this.
+    """
+    squares: dict[str, float] = {}
+    trained = {key.removeprefix(PREFIX): parameter for key, parameter in model.trainable().items()}
+    ends = {INPUT_KEY: model.base.get_input_embeddings().weight, OUTPUT_KEY: model.base.lm_head.weight}
+    if ends[INPUT_KEY] is ends[OUTPUT_KEY]:
+        del ends[OUTPUT_KEY]
+    new = new_row_count(base)
+    for name, parameter in (ends | trained).items():
+        part = "layers"
+        if "lora_" in name:
+            if "lora_A" not in name:
+                continue
+            part, square = "LoRA", _product(parameter, trained[name.replace("lora_A", "lora_B")], lora_scale)
+        elif ROWS_KEY in name:
+            part, square = "new rows", _difference(parameter, base, name.replace(ROWS_KEY, "weight"))
+        elif name in ends:
+            part, square = "old rows", _difference(parameter, base, name, last=-new if new else None)
+            if new and parameter.requires_grad:
+                moved = _difference(parameter, base, name, first=-new)
+                squares["new rows"] = squares.get("new rows", 0.0) + moved
+        else:
+            square = _difference(parameter, base, name)
+        squares[part] = squares.get(part, 0.0) + square
+    return {part: math.sqrt(square) for part, square in squares.items()}
+
+
+def _product(down: nn.Parameter, up: nn.Parameter, scale: float) -> float:
+    """The squared norm of scale * up @ down, by way of two rank x rank matrices."""
+    with gathered([down, up]):
+        a, b = down.detach().float(), up.detach().float()
+        return float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
+
+
+def _difference(
+    parameter: nn.Parameter, base: Path, key: str, first: int | None = None, last: int | None = None
+) -> float:
+    """The squared norm of a parameter minus the base's tensor, over rows `first` to `last` of that tensor.
+
+    A parameter with fewer rows than the tensor stands for its last ones.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=parameter.device)
+    with gathered([parameter]), find_tensor(base, key) as stored:
+        rows = stored.get_shape()[0]
+        begin, end, _ = slice(first, last).indices(rows)
+        offset = rows - len(parameter)
+        for at in range(max(begin, offset), end, ROWS_AT_ONCE):
+            until = min(at + ROWS_AT_ONCE, end)
+            before: Tensor = torch.as_tensor(stored[at:until]).to(parameter.device, parameter.dtype)
+            now = parameter.detach()[at - offset : until - offset]
+            total += (now.float() - before.float()).square().sum()
+    return float(total)
