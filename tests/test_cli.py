@@ -32,7 +32,7 @@ LAYERS = (
     {"pack", "metrics", "checkpoint"},
     {"training"},
     {"pretrain", "sft", "evaluate", "chat", "export"},
-    {"demo"},
+    {"demo", "plan"},
     {"cli"},
     {"__main__"},
 )
