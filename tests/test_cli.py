@@ -33,7 +33,7 @@ LAYERS = (
     {"trainer"},
     {"training"},
     {"pretrain", "sft", "evaluate", "chat", "export"},
-    {"demo"},
+    {"demo", "plan"},
     {"cli"},
     {"__main__"},
 )

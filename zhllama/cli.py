@@ -19,6 +19,10 @@ COMMANDS = {
     "tokenizer-report": ("zhllama.tokenizer.report:tokenizer_report", "compare tokenizers on your own text"),
     "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
     "pack": ("zhllama.pack:pack", "corpus + model -> blocks of tokens"),
+    "plan": (
+        "zhllama.plan:plan",
+        "recipe x model size x GPU x ZeRO -> memory, hours and money, nothing loaded",
+    ),
     "pretrain": ("zhllama.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
     "sft": ("zhllama.sft:sft", "instruction tuning (python sft/run.py)"),
     "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),

@@ -126,6 +126,35 @@ def bar_plot(
     return figure
 
 
+def stacked_plot(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    limits: Mapping[str, float],
+    y_label: str,
+    title: str,
+) -> Figure:
+    """One bar per name, a layer per series, its sum on top; a dashed line for each limit that is near the bars."""
+    import matplotlib
+
+    figure, axes = _axes(title)
+    colours = matplotlib.color_sequences["tab20"]
+    heights = [0.0] * len(groups)
+    for colour, (name, values) in zip(colours, series.items(), strict=False):
+        bars = axes.bar(range(len(groups)), values, 0.6, bottom=heights, label=name, color=colour)
+        heights = [below + value for below, value in zip(heights, values, strict=True)]
+    axes.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=8, padding=2)
+    for name, limit in limits.items():
+        if limit <= 1.5 * max(heights):
+            axes.axhline(limit, color="#666666", linewidth=1, linestyle="--")
+            axes.text(len(groups) - 0.5, limit, name, fontsize=8, va="bottom", ha="right", color="#666666")
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel(y_label)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def _axes(title: str) -> tuple[Figure, Any]:
     import matplotlib
     from matplotlib import font_manager
