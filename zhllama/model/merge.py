@@ -22,6 +22,7 @@ from zhllama.model.weights import (
     find_tensor,
     load_model,
     read_config,
+    read_tensor,
     rewrite,
 )
 from zhllama.terminal import say, warn
@@ -154,24 +155,24 @@ def fold(run: Path, base: Path) -> Change:
     """
     from safetensors import safe_open
 
-    state: Any = safe_open(run / ADAPTER_WEIGHTS, framework="pt")
-    keys = set(state.keys())
+    file = run / ADAPTER_WEIGHTS
+    with safe_open(file, framework="pt") as state:
+        keys = set(state.keys())
     lora, _ = adapter_settings(run)
     tied = bool(read_config(base).get("tie_word_embeddings", False))
 
     def folded(name: str, tensor: Tensor) -> Tensor:
         module = PREFIX + name.removesuffix(".weight")
         if f"{module}.lora_A.weight" in keys:
-            down, up = (state.get_tensor(f"{module}.lora_{part}.weight") for part in "AB")
-            whole: Tensor = tensor.float() + lora.alpha / lora.rank * (up @ down)
-            return whole.to(tensor.dtype)
+            down, up = (read_tensor(file, f"{module}.lora_{part}.weight") for part in "AB")
+            return (tensor.float() + lora.alpha / lora.rank * (up @ down)).to(tensor.dtype)
         if name in (INPUT_KEY, OUTPUT_KEY):
             source = PREFIX + (INPUT_KEY if tied else name).removesuffix(".weight")
             if f"{source}.{ROWS_KEY}" in keys:
-                rows = state.get_tensor(f"{source}.{ROWS_KEY}")
+                rows = read_tensor(file, f"{source}.{ROWS_KEY}")
                 return torch.cat([tensor[: -len(rows)], rows.to(tensor.dtype)])
             if f"{source}.weight" in keys:
-                return torch.as_tensor(state.get_tensor(f"{source}.weight")).to(tensor.dtype)
+                return read_tensor(file, f"{source}.weight").to(tensor.dtype)
         return tensor
 
     return folded
