@@ -28,6 +28,11 @@ def merge(adapter: Path, output: Path, *flags: object) -> None:
     main(["merge-adapter", "--adapter", str(adapter), "--output", str(output), *map(str, flags)])
 
 
+def then(*runs: Path) -> list[object]:
+    """Flags of the adapters after the first."""
+    return [word for run in runs for word in ("--adapter", run)]
+
+
 def by_peft(base: Path, adapter: Path) -> dict[str, Tensor]:
     """The parameters as peft folds them."""
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(str(base)), str(adapter))
@@ -48,7 +53,8 @@ def trained(
     """A quick run on any base, with any choice of embeddings."""
 
     def run(embeddings: str, base: Path | None = None) -> Path:
-        model, output = base or extended_models[kind], tmp_path / f"run-{embeddings}"
+        model = base or extended_models[kind]
+        output = tmp_path / f"run-{embeddings}{'-' + base.name if base else ''}"
         inputs = ["--model", str(model), "--tokens", str(token_dirs[kind]), "--output", str(output)]
         quick = ["--train.max-steps", "2", "--train.learning-rate", "1e-2", "--freeze-new-rows", "true"]
         main(["pretrain", *inputs, *quick, "--embeddings", embeddings, *toy])
@@ -274,3 +280,144 @@ def test_an_output_that_holds_a_model(
 ) -> None:
     merge(run_dirs[kind], tmp_path / "m")
     assert "already holds a run of merge-adapter" in refused(capsys, run_dirs[kind], tmp_path / "m")
+
+
+def in_half(model: Path, copy: Path) -> Path:
+    """A copy in bfloat16, where folding twice rounds twice."""
+    shutil.copytree(model, copy)
+    halves = {name: tensor.bfloat16() for name, tensor in tensors(copy).items()}
+    save_file(halves, copy / "model.safetensors", metadata={"format": "pt"})
+    rename(copy)
+    return copy
+
+
+@pytest.mark.parametrize("first", ["new", "all"])
+def test_a_chain_is_bit_for_bit_what_one_command_after_another_gives(
+    tmp_path: Path, trained: Callable[..., Path], extended_models: dict[str, Path], kind: str, first: str
+) -> None:
+    base = in_half(extended_models[kind], tmp_path / "base")
+    runs = [trained(first, base)]
+    for place, embeddings in enumerate(("new", "none"), start=1):
+        merge(runs[-1], tmp_path / f"m{place}")
+        runs.append(trained(embeddings, tmp_path / f"m{place}"))
+    merge(runs[2], tmp_path / "m3")
+    merge(runs[0], tmp_path / "chain", *then(*runs[1:]))
+    one, other = tensors(tmp_path / "m3"), tensors(tmp_path / "chain")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert fingerprint(tmp_path / "m3") == fingerprint(tmp_path / "chain")
+    record = read_record(tmp_path / "chain")
+    assert list(record["inputs"]) == ["adapter", "adapter2", "adapter3", "model"]
+    assert [record["inputs"][name]["path"] for name in record["inputs"]] == [*map(str, runs), str(base)]
+    assert record["result"]["base"] == fingerprint(base)
+    assert 0 <= record["result"]["difference"] < 0.02
+
+
+def test_a_run_on_what_a_chain_made_follows_that_chain(
+    tmp_path: Path, trained: Callable[..., Path], extended_models: dict[str, Path], kind: str
+) -> None:
+    first = trained("new")
+    merge(first, tmp_path / "m1")
+    second = trained("new", tmp_path / "m1")
+    merge(first, tmp_path / "m2", *then(second))
+    third = trained("none", tmp_path / "m2")
+    for folder in ("m1", "m2"):  # their records suffice
+        (tmp_path / folder / "model.safetensors").unlink()
+    merge(first, tmp_path / "chain", *then(second, third))
+    assert read_record(tmp_path / "chain")["result"]["difference"] < 1e-5
+
+
+def test_adapters_of_one_base_add_up_and_the_last_rows_are_kept(
+    tmp_path: Path,
+    trained: Callable[..., Path],
+    extended_models: dict[str, Path],
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = extended_models[kind]
+    runs = [trained("all"), trained("new")]
+    capsys.readouterr()
+    merge(runs[0], tmp_path / "m", *then(runs[1]))
+    warning = capsys.readouterr().err
+    assert f"{runs[1]} was trained without the adapters before it: LoRA adds up" in warning
+    for run in runs:
+        merge(run, tmp_path / f"alone-{run.name}")
+    both, one, other = (tensors(tmp_path / name) for name in ("m", *(f"alone-{run.name}" for run in runs)))
+    before = tensors(base)
+    first = read_record(base)["result"]["first_new"]
+    for name in both:
+        if name in (INPUT_KEY, OUTPUT_KEY):
+            assert torch.equal(both[name][:first], one[name][:first])
+            assert torch.equal(both[name][first:], other[name][first:])
+        else:
+            expected = one[name] + other[name] - before[name]
+            torch.testing.assert_close(both[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, trained: Callable[..., Path]) -> tuple[Path, Path]:
+    """A run, and one on the model `m1` that it was merged to."""
+    first = trained("new")
+    merge(first, tmp_path / "m1", "--verify", "false")
+    return first, trained("none", tmp_path / "m1")
+
+
+def test_adapters_out_of_order(
+    tmp_path: Path, pair: tuple[Path, Path], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = pair
+    problem = refused(capsys, second, tmp_path / "m", *then(first))
+    assert f"--adapter {first}: it was trained on " in problem
+    assert f"which is neither {tmp_path / 'm1'} nor, by its run.json, {second} merged into that" in problem
+    assert "give the runs in the order of training" in problem
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_run_on_a_model_of_another_run(
+    tmp_path: Path,
+    pair: tuple[Path, Path],
+    trained: Callable[..., Path],
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = trained("all")
+    problem = refused(capsys, other, tmp_path / "m", *then(pair[1]))
+    assert f"--adapter {pair[1]}: it was trained on {tmp_path / 'm1'}, which is neither " in problem
+    problem = refused(capsys, pair[0], tmp_path / "m", *then(other, pair[1]))  # one too many between them
+    assert f"nor, by its run.json, {pair[0]} and {other} merged into that" in problem
+
+
+@pytest.mark.parametrize("change", ["gone", "other weights", "no merge"])
+def test_a_model_between_that_no_longer_vouches(
+    tmp_path: Path, pair: tuple[Path, Path], kind: str, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    between = tmp_path / "m1"
+    record = read_record(between)
+    if change == "gone":
+        shutil.rmtree(between)
+    elif change == "other weights":
+        record["result"]["fingerprint"] = "0" * 64
+    else:
+        record["command"] = "resize-embeddings"
+    if change != "gone":
+        (between / "run.json").write_text(json.dumps(record))
+    problem = refused(capsys, pair[0], tmp_path / "m", *then(pair[1]))
+    assert f"--adapter {pair[1]}: it was trained on {between}, which is neither " in problem
+
+
+def test_a_run_given_twice(
+    tmp_path: Path, run_dirs: dict[str, Path], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = refused(capsys, run_dirs[kind], tmp_path / "m", *then(run_dirs[kind]))
+    assert f"--adapter {run_dirs[kind]}: given twice; give each run once" in problem
+
+
+def test_no_adapter_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["merge-adapter", "--adapter", "[]", "--output", str(tmp_path / "m")])
+    assert stop.value.code == 2
+    (tmp_path / "m.yaml").write_text("adapter: []\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["merge-adapter", "--config", str(tmp_path / "m.yaml"), "--output", str(tmp_path / "m")])
+    assert stop.value.code == 2
+    assert "--adapter: give at least one run directory" in capsys.readouterr().err

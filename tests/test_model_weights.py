@@ -1,12 +1,13 @@
 """Safetensors checkpoints: which files, single tensors, rewriting shard by shard."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zhllama.config import UserError
@@ -63,6 +64,44 @@ def test_rewriting_passes_every_tensor_and_keeps_the_files(tmp_path: Path, shard
     assert new["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in after.values())
     with safe_open(shards(tmp_path)[0], framework="pt") as file:
         assert file.metadata() == {"format": "pt"}  # transformers wants it
+
+
+def test_one_tensor_is_written_before_the_next_is_read(tmp_path: Path, sharded: Path) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def watch(_: str, tensor: Tensor) -> Tensor:
+        assert not any(before() is not None for before in alive)
+        fresh = tensor.clone()
+        alive.extend((weakref.ref(tensor), weakref.ref(fresh)))
+        return fresh
+
+    rewrite(sharded, tmp_path, watch, "watching")
+    assert len(alive) == 2 * len(tensors(sharded))
+
+
+def test_any_shape_and_dtype_is_written_as_the_library_writes_it(tmp_path: Path) -> None:
+    whole = {
+        "a.scalar": torch.tensor(3.5),
+        "b.empty": torch.zeros(0, 4),
+        "c.odd": torch.randn(3).bfloat16(),
+        "d.ids": torch.arange(5),
+        "e.mask": torch.tensor([True, False, True]),
+        "f.字": torch.randn(2, 3, 4).half(),
+        "g.strided": torch.randn(6, 4).double(),
+        "h.eighth": torch.randn(4, 4).to(torch.float8_e4m3fn),
+    }
+    source, target = tmp_path / "s", tmp_path / "t"
+    source.mkdir()
+    target.mkdir()
+    save_file(whole, source / "model.safetensors", metadata={"format": "pt"})
+    rewrite(source, target, lambda name, tensor: tensor[::2] if "strided" in name else tensor, "copying")
+    copied = load_file(target / "model.safetensors")
+    assert copied.keys() == whole.keys()
+    for name, tensor in (whole | {"g.strided": whole["g.strided"][::2]}).items():
+        assert (copied[name].dtype, copied[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(copied[name].double(), tensor.double())
+    header = int.from_bytes((target / "model.safetensors").read_bytes()[:8], "little")
+    assert header % 8 == 0  # as aligned as the library's own
 
 
 def test_tokenizer_files_come_along(tmp_path: Path, bytelevel_model_dir: Path) -> None:

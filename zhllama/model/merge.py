@@ -1,9 +1,10 @@
-"""`zhllama merge-adapter`: fold an adapter into its base, shard by shard, and prove the logits equal."""
+"""`zhllama merge-adapter`: fold adapters into their base, shard by shard, and prove the logits equal."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,61 +22,65 @@ from zhllama.model.weights import (
     find_tensor,
     load_model,
     read_config,
+    read_tensor,
     rewrite,
 )
-from zhllama.terminal import say
+from zhllama.terminal import say, warn
 
 PROMPTS = ("今天天气很好，我们去公园。", "The capital of China is", "1 + 1 = 2\n")
 # Mean total variation between the two next-token distributions; above it something is wrong, not rounded.
 # Merged weights are rounded once more when they are cast back, and bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+Change = Callable[[str, Tensor], Tensor]
 
 
 @dataclass
 class MergeAdapterConfig:
-    """Fold a finished run's adapter into the model it was trained on."""
+    """Fold the adapters of finished runs, in order, into the model that the first was trained on."""
 
-    adapter: str
-    """Run directory of pretrain or sft; it names its base."""
+    adapter: list[str]
+    """Run directory of pretrain or sft, the first of which names the base; repeatable, in the order of training."""
     output: str
     """New model directory."""
     model: str | None = None
-    """The base, where it has moved since the run."""
+    """The base, where it has moved since the first run."""
     verify: bool = True
-    """Compare logits of adapter-on-base and merged on fixed prompts before finishing (loads the model twice)."""
+    """Compare logits of adapters-on-base and merged on fixed prompts before finishing (loads the model twice)."""
 
 
 def merge_adapter(config: MergeAdapterConfig) -> None:
     """Write the merged model directory, its tokenizer, template and generation settings included.
 
+    Several adapters give, bit for bit, what merging one after another gives: each is cast back before the next.
+
     Raises:
-        UserError: an unfinished run, a base other than the one trained on, or merged logits that differ.
+        UserError: an unfinished run, a base other than the one trained on, adapters out of order, or merged logits
+            that differ.
     """
-    adapter = artifact.require(config.adapter, "run", "--adapter")
-    record = artifact.read_record(adapter)
-    if "result" not in record or not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise UserError(
-            f"--adapter {adapter}: no finished adapter inside; give the --output of pretrain or sft"
+    if not config.adapter:
+        raise UserError("--adapter: give at least one run directory of pretrain or sft")
+    runs = [_finished(given) for given in config.adapter]
+    first = artifact.read_record(runs[0])["inputs"]["model"]
+    base = artifact.require(config.model or first["path"], "model", "--model")
+    check_base(runs[0], artifact.read_record(runs[0]), base)
+    adding = [late for place, late in enumerate(runs) if place and _adds(late, runs[:place], base)]
+    for late in adding:
+        warn(
+            f"{late} was trained without the adapters before it: LoRA adds up, of new rows the last ones are kept"
         )
-    base = artifact.require(config.model or record["inputs"]["model"]["path"], "model", "--model")
-    check_base(adapter, record, base)
-    with artifact.create(
-        config.output, "model", "merge-adapter", config, {"adapter": adapter, "model": base}
-    ) as run:
-        rewrite(base, run.path, fold(adapter, base), "merging")
+    names = ["adapter", *(f"adapter{place}" for place in range(2, len(runs) + 1))]
+    inputs = {**dict(zip(names, runs, strict=True)), "model": base}
+    with artifact.create(config.output, "model", "merge-adapter", config, inputs) as run:
+        rewrite(base, run.path, fold_all(runs, base), "merging")
         for name in ("config.json", "generation_config.json"):
             if (base / name).is_file():
                 shutil.copyfile(base / name, run.path / name)
         copy_tokenizer(base, run.path)
-        difference = _difference(adapter, base, run.path) if config.verify else None
+        difference = _difference(runs, base, run.path) if config.verify else None
         kept = {key: value for key, value in _result(base).items() if key in ("first_new", "rows")}
-        run.result = {
-            **kept,
-            "base": record["inputs"]["model"]["fingerprint"],
-            "difference": difference,
-        }
+        run.result = {**kept, "base": first["fingerprint"], "difference": difference}
     checked = "not compared" if difference is None else f"predictions differ by {difference:.1e} of 1"
-    say(f"{run.path}: {adapter} merged into {base}; {checked}")
+    say(f"{run.path}: {_listed(runs)} merged into {base}; {checked}")
 
 
 def check_base(adapter: Path, record: dict[str, Any], base: Path) -> None:
@@ -89,36 +94,94 @@ def check_base(adapter: Path, record: dict[str, Any], base: Path) -> None:
     )
 
 
-def fold(adapter: Path, base: Path) -> Callable[[str, Tensor], Tensor]:
-    """A function `(name, tensor) -> merged tensor`: W plus the scaled B @ A in float32, cast back last.
+def _finished(given: str) -> Path:
+    """The run directory behind --adapter, which holds what a finished run trained."""
+    run = artifact.require(given, "run", "--adapter")
+    if "result" not in artifact.read_record(run) or not (run / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"--adapter {run}: no finished adapter inside; give the --output of pretrain or sft")
+    return run
 
-    DoRA then gives each row the norm that it has trained.
+
+def _adds(run: Path, before: Sequence[Path], base: Path) -> bool:
+    """Whether a run was trained on `base` itself; a UserError unless on it or on it with all of `before` merged."""
+    if artifact.fingerprint(run) in map(artifact.fingerprint, before):
+        raise UserError(f"--adapter {run}: given twice; give each run once")
+    origin = artifact.read_record(run)["inputs"]["model"]
+    merged = _merged_into(origin, artifact.fingerprint(base))
+    if merged not in ([], [artifact.fingerprint(path) for path in before]):
+        raise UserError(
+            f"--adapter {run}: it was trained on {origin['path']}, which is neither {base} nor, by its run.json, "
+            f"{_listed(before)} merged into that; give the runs in the order of training, or merge one at a time"
+        )
+    return merged == []
+
+
+def _merged_into(model: dict[str, str], base: str) -> list[str] | None:
+    """Fingerprints of the runs that merge-adapter folded into `base`, in order, to make a model; None if it did not.
+
+    Only `run.json` files are read, so the model's weights may be gone. Fingerprints are not computed again by merging:
+    another machine rounds matrix products otherwise.
+
+    Args:
+        model: path and fingerprint, as a run's record names its input.
     """
-    from safetensors.torch import load_file
+    if model["fingerprint"] == base:
+        return []
+    record = artifact.read_record(model["path"])
+    made = record.get("result", {}).get("fingerprint") == model["fingerprint"]
+    if not made or record["command"] != "merge-adapter":
+        return None
+    inputs = dict(record["inputs"])
+    before = _merged_into(inputs.pop("model"), base)
+    return None if before is None else before + [run["fingerprint"] for run in inputs.values()]
 
-    state = load_file(adapter / ADAPTER_WEIGHTS)
-    _, lora, _ = adapter_parts(adapter)
+
+def fold_all(runs: Sequence[Path], base: Path) -> Change:
+    """A function `(name, tensor) -> tensor` that folds runs one after another, each result in the stored dtype."""
+    changes = [fold(run, base) for run in runs]
+
+    def folded(name: str, tensor: Tensor) -> Tensor:
+        for change in changes:
+            tensor = change(name, tensor)
+        return tensor
+
+    return folded
+
+
+def fold(run: Path, base: Path) -> Change:
+    """What a run makes of each tensor of its base: W plus the scaled B @ A in float32, cast back last; trained rows.
+
+    DoRA then gives each row of W the norm that it has trained. The adapter is read tensor by tensor, as it is asked for.
+    """
+    from safetensors import safe_open
+
+    file = run / ADAPTER_WEIGHTS
+    with safe_open(file, framework="pt") as state:
+        keys = set(state.keys())
+    _, lora, _ = adapter_parts(run)
     tied = bool(read_config(base).get("tie_word_embeddings", False))
 
-    def merged(name: str, tensor: Tensor) -> Tensor:
+    def folded(name: str, tensor: Tensor) -> Tensor:
         module = PREFIX + name.removesuffix(".weight")
-        if f"{module}.lora_A.weight" in state:
-            down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+        if f"{module}.lora_A.weight" in keys:
             assert lora is not None
+            down, up = (read_tensor(file, f"{module}.lora_{part}.weight") for part in "AB")
             whole = tensor.float() + lora.scale * (up @ down)
             if lora.dora:
-                norms = state[f"{module}.lora_magnitude_vector.weight"]
+                norms = read_tensor(file, f"{module}.lora_magnitude_vector.weight")
                 whole *= (norms / whole.norm(dim=1))[:, None]
             return whole.to(tensor.dtype)
         if name in (INPUT_KEY, OUTPUT_KEY):
             source = PREFIX + (INPUT_KEY if tied else name).removesuffix(".weight")
-            if f"{source}.{ROWS_KEY}" in state:
-                rows = state[f"{source}.{ROWS_KEY}"]
+            if f"{source}.{ROWS_KEY}" in keys:
+                rows = read_tensor(file, f"{source}.{ROWS_KEY}")
                 return torch.cat([tensor[: -len(rows)], rows.to(tensor.dtype)])
             module = source
-        return state[f"{module}.weight"].to(tensor.dtype) if f"{module}.weight" in state else tensor
+        return (
+            read_tensor(file, f"{module}.weight").to(tensor.dtype) if f"{module}.weight" in keys else tensor
+        )
 
-    return merged
+    return folded
 
 
 def _result(directory: Path) -> dict[str, Any]:
@@ -126,36 +189,61 @@ def _result(directory: Path) -> dict[str, Any]:
     return result
 
 
-def _difference(adapter: Path, base: Path, merged: Path) -> float:
+def _listed(runs: Sequence[Path]) -> str:
+    return " and ".join(map(str, runs))
+
+
+def _difference(runs: Sequence[Path], base: Path, merged: Path) -> float:
     """Mean total variation of next-token probabilities over fixed prompts, 0 to 1, computed in float32.
 
-    After full training peft has no part in it: the tensors are put into the loaded base.
+    Against the base with the last adapter open on it; those before it are merged by peft, not by us.
+    Layers that trained in full are put into the loaded base; peft has no part in them.
 
     Raises:
         UserError: more than rounding to the stored dtype explains.
     """
-    from peft import PeftModel
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(base))
     inputs = [torch.tensor([tokenizer(prompt)["input_ids"]]) for prompt in PROMPTS]
     with find_tensor(merged, INPUT_KEY) as rows:  # config.json may name another dtype
         tolerance = TOLERANCE[rows[:1].dtype]
-    with torch.no_grad():
-        model = load_model(merged, torch.float32).eval()
-        ours = [model(ids).logits.softmax(-1) for ids in inputs]
-        model = load_model(base, torch.float32)
-        if adapter_parts(adapter)[2]:
-            change = fold(adapter, base)
-            model.load_state_dict({name: change(name, value) for name, value in model.state_dict().items()})
-        else:
-            model = PeftModel.from_pretrained(model, str(adapter))
-        model.eval()
-        theirs = [model(ids).logits.softmax(-1) for ids in inputs]
+    ours = _predictions(load_model(merged, torch.float32), inputs)
+    theirs = _predictions(_opened(runs, base), inputs)
     apart = [(a - b).abs().sum(-1).mean().item() / 2 for a, b in zip(ours, theirs, strict=True)]
     mean = float(sum(apart) / len(apart))
     if mean > tolerance:
         raise UserError(
-            f"--adapter {adapter}: merged and unmerged predictions differ by {mean:.2g} of 1; nothing written"
+            f"--adapter {_listed(runs)}: merged and unmerged predictions differ by {mean:.2g} of 1; nothing written"
         )
     return mean
+
+
+def _opened(runs: Sequence[Path], base: Path) -> Any:
+    """The base in float32 with the adapters as peft opens them, the last one unmerged."""
+    from peft import PeftModel
+
+    model = load_model(base, torch.float32)
+    tied = model.config.tie_word_embeddings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # peft unties a matrix that was trained in full
+        for run in runs:
+            if adapter_parts(run)[2]:
+                change = fold(run, base)
+                model.load_state_dict(
+                    {name: change(name, value) for name, value in model.state_dict().items()}
+                )
+                continue
+            model = PeftModel.from_pretrained(model, str(run))
+            if run != runs[-1]:
+                model = model.merge_and_unload()
+                model.config.tie_word_embeddings = tied
+                model.tie_weights()
+        return model
+
+
+@torch.no_grad()
+def _predictions(model: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Next-token probabilities; the model is let go before the next one is loaded."""
+    model.eval()
+    return [model(ids).logits.softmax(-1) for ids in inputs]

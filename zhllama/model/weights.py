@@ -18,6 +18,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 INPUT_KEY = "model.embed_tokens.weight"
 OUTPUT_KEY = "lm_head.weight"
+CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # what `change` may cast to
+ENTRY = 256  # bytes that a tensor's line in a safetensors header may take besides its name
 
 
 def shards(directory: Path, flag: str = "--model") -> list[Path]:
@@ -67,23 +69,28 @@ def load_model(directory: Path, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, use_safetensors=True)
 
 
-def rewrite(source: Path, target: Path, change: Callable[[str, Tensor], Tensor], what: str) -> None:
-    """Copy a checkpoint shard by shard, each tensor passed through `change(name, tensor)`.
-
-    Peak memory is one shard (plus what `change` holds).
-    """
+def read_tensor(file: Path, key: str) -> Tensor:
+    """One tensor of a safetensors file, mapped; what was read of the file leaves memory with the tensor."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
+    with safe_open(file, framework="pt") as opened:
+        return torch.as_tensor(opened.get_tensor(key))
+
+
+def rewrite(source: Path, target: Path, change: Callable[[str, Tensor], Tensor], what: str) -> None:
+    """Copy a checkpoint tensor by tensor, each passed through `change(name, tensor)`; the files keep their names.
+
+    Peak memory is one tensor (plus what `change` holds).
+    """
     from zhllama.terminal import track
 
+    size = 0
     for shard in track(shards(source), what):
-        with safe_open(shard, framework="pt") as file:
-            tensors = {name: change(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        save_file(tensors, target / shard.name, metadata={"format": "pt"})
-        del tensors
+        size += _rewrite_shard(shard, target / shard.name, change)
     if (source / INDEX).is_file():
-        _write_index(source, target)
+        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+        index["metadata"] = {**index.get("metadata", {}), "total_size": size}
+        (target / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -100,15 +107,34 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _write_index(source: Path, target: Path) -> None:
+def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], Tensor]) -> int:
+    """Write one file of the safetensors format, header last into space left for it; returns the bytes of its tensors.
+
+    The library's writer wants every tensor at once.
+    """
     from safetensors import safe_open
 
-    index = json.loads((source / INDEX).read_text(encoding="utf-8"))
-    size = 0
-    for shard in shards(source):
-        with safe_open(target / shard.name, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                tensor = file.get_tensor(name)
-                size += tensor.numel() * tensor.element_size()
-    index["metadata"] = {**index.get("metadata", {}), "total_size": size}
-    (target / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    with safe_open(source, framework="pt") as file:
+        # In the file's order, which is that of alignment; what stays as it is may be of any dtype.
+        dtypes = {name: file.get_slice(name).get_dtype() for name in file.offset_keys()}
+    space = sum(len(name.encode()) + ENTRY for name in dtypes) + ENTRY
+    space += -space % 8
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants it
+    end = 0
+    with target.open("wb") as stream:
+        stream.seek(8 + space)
+        for name, dtype in dtypes.items():
+            tensor = change(name, read_tensor(source, name))
+            begin, end = end, end + tensor.numel() * tensor.element_size()
+            header[name] = {
+                "dtype": CODES.get(tensor.dtype, dtype),
+                "shape": list(tensor.shape),
+                "data_offsets": [begin, end],
+            }
+            stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            del tensor
+        written = json.dumps(header, ensure_ascii=False).encode()
+        assert len(written) <= space
+        stream.seek(0)
+        stream.write(space.to_bytes(8, "little") + written.ljust(space))
+    return end
