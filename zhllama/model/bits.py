@@ -110,8 +110,8 @@ def total_nats(model: TrainableModel, one: Batch) -> float:
         return float(loss_of(model, one, 1))
 
 
-def loss_of(model: TrainableModel, one: Batch, tokens: int) -> Tensor:
-    """The loss of a batch divided by `tokens`, on the model's device."""
+def loss_of(model: TrainableModel, one: Batch, tokens: int | None) -> Tensor:
+    """The loss of a batch divided by `tokens` (default: those it predicts), computed on the model's device."""
     device = next(model.parameters()).device
     moved = {key: value.to(device) for key, value in one.items()}
     loss: Tensor = model(**moved, num_items_in_batch=tokens)["loss"]
