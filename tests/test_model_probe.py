@@ -284,7 +284,7 @@ def test_short_text_is_repeated(
         (["--init-input", "mean", "--init-input", "mean"], "init_input ['mean', 'mean']: name at least one"),
         (
             ["--init-input", "median"],
-            "init_input median: it must be a list of mean, length, first, last, global, random",
+            "init_input median: it must be a list such as [mean, length, first, last, global, random]",
         ),
     ],
 )

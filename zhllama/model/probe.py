@@ -238,7 +238,7 @@ def _write(path: Path, runs: list[Run], before: list[float], flags: str) -> None
     }
     artifact.write_json(path / "report.json", report)
     steps = sorted(runs[0].curve)
-    curves = {one.name: (steps, [one.curve[step] for step in steps]) for one in runs}
-    curves["base, as it is"] = ([0, steps[-1]], [before[0]] * 2)
+    curves = {f"{one.name}  {one.final:.3f}": (steps, [one.curve[step] for step in steps]) for one in runs}
+    curves[f"base, as it is  {before[0]:.3f}"] = ([0, steps[-1]], [before[0]] * 2)
     figure = line_plot(curves, "steps", "bits per byte, held out", "New rows trained alone")
     figure.savefig(path / "probe.png", dpi=120)
