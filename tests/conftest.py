@@ -238,6 +238,37 @@ def model_dirs(sentencepiece_model_dir: Path, bytelevel_model_dir: Path) -> dict
 
 
 @pytest.fixture(scope="session")
+def known_text(chinese_text: str) -> str:
+    """The 500 characters that `taught_models` have learnt by heart; the merged words occur in them."""
+    return chinese_text[:500]
+
+
+@pytest.fixture(scope="session")
+def taught_models(
+    tmp_path_factory: pytest.TempPathFactory, model_dirs: dict[str, Path], known_text: str
+) -> dict[str, Path]:
+    """The tiny LLaMAs, their own tokenizers inside, after 100 steps on `known_text`, by kind."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("taught")
+    for kind, base in model_dirs.items():
+        directory = shutil.copytree(base, folder / kind)
+        ids = torch.tensor(load(base).encode_text(known_text))
+        generator = torch.Generator().manual_seed(0)
+        model = LlamaForCausalLM.from_pretrained(base)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(100):
+            starts = torch.randint(len(ids) - 32, (16, 1), generator=generator)
+            batch = ids[starts + torch.arange(32)]
+            model(batch, labels=batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(directory)
+    return {kind: folder / kind for kind in model_dirs}
+
+
+@pytest.fixture(scope="session")
 def merged_tokenizers(
     tmp_path_factory: pytest.TempPathFactory, model_dirs: dict[str, Path], chinese_text: str
 ) -> dict[str, Path]:
@@ -261,7 +292,8 @@ def extended_models(
 
     folder = tmp_path_factory.mktemp("extended")
     for kind, base in model_dirs.items():
-        resize_embeddings(ResizeConfig(str(base), str(merged_tokenizers[kind]), str(folder / kind)))
+        grown = ResizeConfig(str(base), str(merged_tokenizers[kind]), str(folder / kind), measure=False)
+        resize_embeddings(grown)
     return {kind: folder / kind for kind in model_dirs}
 
 

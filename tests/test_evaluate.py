@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zhllama.artifact import read_record
 from zhllama.cli import main
-from zhllama.evaluate import measure
+from zhllama.model.bits import measure
 from zhllama.model.trainable import load_trainable
 from zhllama.tokenizer.load import load
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from zhllama.artifact import fingerprint, read_record
 from zhllama.config import UserError
+from zhllama.evaluate import EvaluateConfig, evaluate
+from zhllama.model import resize
+from zhllama.model.bits import passages
 from zhllama.model.resize import InitSettings, ResizeConfig, new_rows, resize_embeddings
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, shards
 
@@ -35,9 +38,13 @@ def drawn(seed: int = 0) -> torch.Generator:
 def config(
     tmp_path: Path, kind: str, model_dirs: dict[str, Path], merged_tokenizers: dict[str, Path]
 ) -> ResizeConfig:
-    """Growing the tiny LLaMA of each kind, without noise."""
+    """Growing the tiny LLaMA of each kind, without noise or measurement."""
     return ResizeConfig(
-        str(model_dirs[kind]), str(merged_tokenizers[kind]), str(tmp_path / "grown"), init=EXACT
+        str(model_dirs[kind]),
+        str(merged_tokenizers[kind]),
+        str(tmp_path / "grown"),
+        init=EXACT,
+        measure=False,
     )
 
 
@@ -189,7 +196,8 @@ def test_a_tied_matrix_that_is_stored_twice_stays_one(
     twice = tensors(base)
     twice[OUTPUT_KEY] = twice[INPUT_KEY].clone()
     save_file(twice, base / "model.safetensors", metadata={"format": "pt"})
-    resize_embeddings(ResizeConfig(str(base), str(merged_tokenizers["bytelevel"]), str(tmp_path / "grown")))
+    tokenizer = str(merged_tokenizers["bytelevel"])
+    resize_embeddings(ResizeConfig(str(base), tokenizer, str(tmp_path / "grown"), measure=False))
     grown = tensors(tmp_path / "grown")
     assert len(grown[INPUT_KEY]) == read_record(tmp_path / "grown")["result"]["rows"]
     assert torch.equal(grown[INPUT_KEY], grown[OUTPUT_KEY])
@@ -285,3 +293,64 @@ def test_output_that_holds_a_model(config: ResizeConfig) -> None:
         UserError, match=r"already holds a run of resize-embeddings; choose another directory"
     ):
         resize_embeddings(config)
+
+
+def test_bits_per_byte_before_and_after_are_what_evaluate_gives(
+    tmp_path: Path,
+    config: ResizeConfig,
+    kind: str,
+    taught_models: dict[str, Path],
+    known_text: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text(known_text, encoding="utf-8")
+    resize_embeddings(replace(config, model=str(taught_models[kind]), measure=True, text=[f"own={text}"]))
+    shown = capsys.readouterr()
+    measured = read_record(config.output)["result"]["measured"]
+    assert measured.keys() == {"own"}
+    for side, model in (("before", taught_models[kind]), ("after", Path(config.output))):
+        evaluate(EvaluateConfig(str(tmp_path / side), text=[f"own={text}"], model=str(model)))
+        assert measured["own"][side] == read_record(tmp_path / side)["result"]["own"]
+    row = next(line.split() for line in shown.out.splitlines() if line.startswith("own"))
+    assert row == ["own", *(f"{measured['own'][side]:.3f}" for side in ("before", "after"))]
+    assert "warning" not in shown.err
+    assert read_record(config.output)["inputs"]["text own"]["path"] == str(text)
+
+
+def test_two_passages_are_measured_without_a_text(tmp_path: Path, config: ResizeConfig) -> None:
+    resize_embeddings(replace(config, measure=True))
+    measured = read_record(config.output)["result"]["measured"]
+    assert measured.keys() == {"chinese", "english"}
+    texts = [f"{name}={file}" for name, file in passages().items()]
+    evaluate(EvaluateConfig(str(tmp_path / "e"), text=texts, model=config.output))
+    assert all(measured[name]["after"] == read_record(tmp_path / "e")["result"][name] for name in measured)
+
+
+def test_a_loss_above_chance_is_warned_about(
+    tmp_path: Path, config: ResizeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(config.model, tmp_path / "base")
+    loud = {
+        name: 100 * tensor if name in (INPUT_KEY, OUTPUT_KEY) else tensor
+        for name, tensor in tensors(base).items()
+    }
+    save_file(loud, base / "model.safetensors", metadata={"format": "pt"})
+    resize_embeddings(replace(config, model=str(base), measure=True))
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in warnings] == ["chinese", "english"]
+    assert all("more than a uniform guess" in line and "probe-init" in line for line in warnings)
+
+
+def test_without_measuring_no_model_is_loaded(config: ResizeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(resize, "load_trainable")
+    resize_embeddings(config)
+    assert "measured" not in read_record(config.output)["result"]
+    with pytest.raises(NameError):
+        resize_embeddings(replace(config, measure=True, output=config.output + "-measured"))
+
+
+def test_a_text_that_is_not_there(config: ResizeConfig) -> None:
+    with pytest.raises(UserError, match=r"--text own=none.txt: no such file: none.txt"):
+        resize_embeddings(replace(config, measure=True, text=["own=none.txt"]))
+    assert not Path(config.output).exists()

@@ -129,9 +129,10 @@ def test_one_series_needs_no_legend() -> None:
     assert bar_plot(["a"], {"training": [2.0]}, "y", "t").axes[0].get_legend() is None
 
 
-def test_more_curves_than_colours_are_all_drawn() -> None:
+def test_more_curves_than_colours_are_all_drawn_and_told_apart() -> None:
     curves = {str(index): ([1.0], [float(index)]) for index in range(10)}
-    assert len(line_plot(curves, "x", "y", "t").axes[0].lines) == 10
+    lines = line_plot(curves, "x", "y", "t").axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 10
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -17,6 +17,10 @@ COMMANDS = {
     "train-tokenizer": ("zhllama.tokenizer.train:train_tokenizer", "corpus -> Chinese SentencePiece model"),
     "merge-tokenizer": ("zhllama.tokenizer.merge:merge_tokenizer", "base + Chinese pieces -> tokenizer"),
     "tokenizer-report": ("zhllama.tokenizer.report:tokenizer_report", "compare tokenizers on your own text"),
+    "probe-init": (
+        "zhllama.model.probe:probe_init",
+        "base model + tokenizer + corpus -> where new rows start",
+    ),
     "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
     "pack": ("zhllama.pack:pack", "corpus + model -> blocks of tokens"),
     "plan": (

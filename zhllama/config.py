@@ -281,7 +281,7 @@ def _kind(hint: Any) -> str:
         if dataclasses.is_dataclass(item):
             example = ", ".join(f"{field.name}: ..." for field in dataclasses.fields(item))
             return f"a list such as [{{{example}}}]"
-        return "a list such as [a, b]"
+        return f"a list such as [{', '.join(typing.get_args(item)) or 'a, b'}]"
     choices = [
         str(choice.value if isinstance(choice, enum.Enum) else choice)
         for member in _members(hint)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from zhllama import artifact
-from zhllama.config import UserError, split_pair
-from zhllama.corpus.read import read_documents
+from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
 from zhllama.model.adapter import adapter_parts, load_adapter
+from zhllama.model.bits import measure, text_files
 from zhllama.model.merge import check_base
 from zhllama.model.trainable import TrainableModel, load_trainable
-from zhllama.pack import check_block_size, pack_conversations
+from zhllama.model.weights import check_block_size
 from zhllama.page import Page, bar_plot
-from zhllama.terminal import print_table, track
-from zhllama.tokenizer.load import Loaded, load
+from zhllama.terminal import print_table
+from zhllama.tokenizer.load import load
 
-BATCH_TOKENS = 2048  # per forward pass; the loss is chunked, so this bounds the body's activations
 HEADER = ["text", "bits per byte", "bits per character", "loss per token", "characters per token", "bytes"]
 
 
@@ -43,13 +39,9 @@ class EvaluateConfig:
     """Use whole documents from the front of each file until this many bytes; 0 uses all."""
 
     def __post_init__(self) -> None:
-        """Refuse windows that predict nothing, and a name that two files share."""
+        """Refuse windows that predict nothing."""
         if self.block_size < 8:
             raise UserError(f"block_size {self.block_size}: it must be at least 8")
-        names = [value.partition("=")[0] for value in self.text]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"--text {name}=...: given twice; give each file a name of its own")
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -64,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UserError("--model or --adapter: give one of them")
     if not config.text:
         raise UserError("--text: give at least one name=FILE")
-    texts = dict(split_pair(value, "--text") for value in config.text)
+    texts = text_files(config.text)
     inputs: dict[str, Path] = {f"text {name}": file for name, file in texts.items()}
     model_dir = _model_directory(config, inputs)
     check_block_size(config.block_size, model_dir)
@@ -80,52 +72,6 @@ def evaluate(config: EvaluateConfig) -> None:
         _page(config, rows).write(run.path / "report.html")
         run.result = {name: round(float(str(values["bits per byte"])), 5) for name, values in report.items()}
     print_table(f"{config.adapter or config.model}", HEADER, rows)
-
-
-def measure(
-    model: TrainableModel, tokenizer: Loaded, file: Path, block_size: int, max_bytes: int
-) -> dict[str, float]:
-    """Bits per byte and per character, nats per token, characters per token and bytes of one file's documents."""
-    documents: list[str] = []
-    size = 0
-    for document in read_documents(file):
-        if max_bytes and size >= max_bytes:
-            break
-        documents.append(document)
-        size += len(document.encode())
-    start = tokenizer.start_id()
-    samples, tokens = [], 0
-    for document in documents:
-        ids = [start, *tokenizer.encode_text(document)]
-        tokens += len(ids) - 1
-        # Windows overlap by one token, so that each window's first prediction has a context.
-        for at in range(0, len(ids) - 1, block_size - 1):
-            window = ids[at : at + block_size]
-            samples.append((window, [True] * len(window)))
-    nats = _total_loss(model, samples, block_size, start, file.name)
-    characters = sum(map(len, documents))
-    return {
-        "bits per byte": nats / math.log(2) / size,
-        "bits per character": nats / math.log(2) / characters,
-        "loss per token": nats / tokens,
-        "characters per token": characters / tokens,
-        "bytes": size,
-    }
-
-
-def _total_loss(model: TrainableModel, samples: list[Any], block_size: int, padding: int, name: str) -> float:
-    blocks = pack_conversations(samples, block_size, padding)
-    device = next(model.parameters()).device
-    step = max(1, BATCH_TOKENS // block_size)
-    dtype = model.base.dtype
-    total = 0.0
-    model.eval()
-    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
-        for first in track(range(0, len(blocks), step), f"evaluating {name}"):
-            batch = [blocks[i] for i in range(first, min(first + step, len(blocks)))]
-            stacked = {key: torch.stack([one[key] for one in batch]).to(device) for key in batch[0]}
-            total += float(model(**stacked, num_items_in_batch=1)["loss"])
-    return total
 
 
 def _model_directory(config: EvaluateConfig, inputs: dict[str, Path]) -> Path:

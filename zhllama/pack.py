@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.corpus.read import read_documents
-from zhllama.model.weights import read_config
+from zhllama.model.weights import check_block_size
 from zhllama.terminal import say, track
 from zhllama.tokenizer.load import Loaded, load
 
@@ -128,13 +128,6 @@ def pack(config: PackConfig) -> None:
         f"{run.path}: {len(blocks):,} blocks of {config.block_size} tokens"
         + (f", {len(blocks) - len(main):,} of them replay" if config.replay else "")
     )
-
-
-def check_block_size(block_size: int, model: Path) -> None:
-    """Raise UserError when a block is longer than the model's positions."""
-    positions = int(read_config(model)["max_position_embeddings"])
-    if block_size > positions:
-        raise UserError(f"block_size {block_size}: {model} has {positions} positions; use at most that")
 
 
 def pack_documents(documents: Iterable[str], tokenizer: Loaded, size: int, flag: str) -> Blocks:

@@ -33,6 +33,7 @@ CHINESE_FONTS = (
     "Microsoft YaHei",
     "SimHei",
 )
+LINE_STYLES = ("-", "--", ":")  # for more curves than colours
 PALETTE = ("#1f6fb2", "#e07b00", "#2a9d5c", "#b0307a", "#666666", "#8c6d1f")
 
 
@@ -96,12 +97,16 @@ def line_plot(
 ) -> Figure:
     """Curves by name, each (x values, y values), on one pair of axes."""
     figure, axes = _axes(title)
-    for colour, (name, (x, y)) in zip(PALETTE * 3, curves.items(), strict=False):
-        axes.plot(x, y, label=name, color=colour, linewidth=1.8, marker="." if len(x) < 30 else None)
+    for index, (name, (x, y)) in enumerate(curves.items()):
+        colour = PALETTE[index % len(PALETTE)]
+        style = LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)]
+        marker = "." if len(x) < 30 else None
+        axes.plot(x, y, label=name, color=colour, linestyle=style, linewidth=1.8, marker=marker)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if len(curves) > 1:
-        axes.legend(frameon=False)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(curves) > len(PALETTE) else {}
+        axes.legend(frameon=False, **beside)
     return figure
 
 

@@ -12,7 +12,8 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.trainable import check_parts
-from zhllama.pack import Blocks, check_block_size
+from zhllama.model.weights import check_block_size
+from zhllama.pack import Blocks
 from zhllama.terminal import say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 

@@ -11,7 +11,8 @@ from zhllama.config import UserError
 from zhllama.conversation import Source, encode_mixture
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.trainable import check_parts
-from zhllama.pack import check_block_size, pack_conversations
+from zhllama.model.weights import check_block_size
+from zhllama.pack import pack_conversations
 from zhllama.terminal import print_table, say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 

@@ -109,7 +109,7 @@ def plan(home: Path, budget: Budget) -> list[Step]:
         step(3, "compare the tokenizers", "tokenizer-report", 18, "tokenizer-report", "--tokenizer", at["base"],
              "--tokenizer", at["tokenizer"], *texts),
         step(4, "grow the embeddings", "model", 4, "resize-embeddings", "--model", at["base"],
-             "--tokenizer", at["tokenizer"]),
+             "--tokenizer", at["tokenizer"], "--measure", "false"),  # step 10 does, on more text
         step(5, "pack for the grown model", "tokens", 4, "pack", "--corpus", at["corpus-zh"],
              "--replay", at["corpus-en"], "--model", at["model"], "--block-size", block),
         step(5, "pack for the base (control arm)", "tokens-base", 4, "pack", "--corpus", at["corpus-zh"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,16 @@ from torch import Tensor
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.device import default_device, default_dtype
+from zhllama.model.bits import measure, passages, text_files
+from zhllama.model.trainable import load_trainable
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, copy_tokenizer, find_tensor, read_config, rewrite
-from zhllama.terminal import say
+from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer.load import Loaded, load
 
 Initialisation = Literal["mean", "length", "first", "last", "global", "random"]
+BLOCK_SIZE = 512  # longest context of the measurement, as evaluate's default
+HEADER = ["bits per byte", "base", "resized"]
 
 
 @dataclass
@@ -46,6 +52,12 @@ class ResizeConfig:
     init: InitSettings = field(default_factory=InitSettings)
     seed: int = 0
     """Of the noise and of random rows."""
+    measure: bool = True
+    """Bits per byte before and after: holds the whole model, twice in turn; without it one shard and the embedding."""
+    text: list[str] = field(default_factory=list)
+    """name=FILE to measure, repeatable; without any, a short passage each of Chinese and English."""
+    max_bytes: int = 20_000
+    """Measure whole documents from the front of each text until this many bytes; 0 measures all."""
 
 
 def resize_embeddings(config: ResizeConfig) -> None:
@@ -58,38 +70,51 @@ def resize_embeddings(config: ResizeConfig) -> None:
     """
     source = artifact.require(config.model, "model", "--model")
     tokenizer_dir = artifact.require(config.tokenizer, "tokenizer", "--tokenizer")
-    merged = artifact.read_record(tokenizer_dir).get("result", {})
-    if "first_new" not in merged:
-        raise UserError(f"--tokenizer {tokenizer_dir}: not made by merge-tokenizer; run that first")
-    _check_base(source, tokenizer_dir, merged["base_tokenizer_fingerprint"])
+    merged = merge_result(source, tokenizer_dir)
     model_config = read_config(source)
-    inputs = {"model": source, "tokenizer": tokenizer_dir}
+    texts = text_files(config.text)
+    inputs = {"model": source, "tokenizer": tokenizer_dir, **{f"text {name}": f for name, f in texts.items()}}
     with artifact.create(config.output, "model", "resize-embeddings", config, inputs) as run:
         base, new = load(source, "--model"), load(tokenizer_dir, "--tokenizer")
         rows = int(merged["rows"])
         tied = bool(model_config.get("tie_word_embeddings", False))
-        for key in (INPUT_KEY,) if tied else (INPUT_KEY, OUTPUT_KEY):
-            with find_tensor(
-                source, key
-            ) as tensor:  # refuse a checkpoint without it before anything is written
-                # A base may have fewer rows than tokens: a pad token that was added without resizing.
-                first = min(int(merged["first_new"]), tensor.get_shape()[0])
+        first = first_new_row(source, merged, tied)
         parts = sub_tokens(base, new, first, rows)
 
         def grow(name: str, tensor: Tensor) -> Tensor:
             if name not in (INPUT_KEY, OUTPUT_KEY):
                 return tensor
             output = name == OUTPUT_KEY and not tied  # a tied model's file may hold the matrix twice
-            how = config.init.output if output else config.init.input
-            generator = torch.Generator().manual_seed(config.seed + output)
-            fresh = new_rows(tensor[:first], parts, how, config.init.noise, generator)
-            return torch.cat([tensor[:first], fresh.to(tensor.dtype)])
+            fresh = initial_rows(tensor[:first], parts, config.init, config.seed, output)
+            return torch.cat([tensor[:first], fresh])
 
         rewrite(source, run.path, grow, "resizing")
         copy_tokenizer(tokenizer_dir, run.path)
         _write_configs(source, run.path, model_config, new, rows)
         run.result = {"first_new": first, "rows": rows, "base": artifact.fingerprint(source)}
-    say(f"{run.path}: {rows:,} rows, {rows - first:,} of them new ({config.init.input} of sub-token rows)")
+        if config.measure:
+            run.result["measured"] = _compare(config, texts or passages(), (source, base), (run.path, new))
+    how = config.init.input if tied else f"input {config.init.input}, output {config.init.output}"
+    say(f"{run.path}: {rows:,} rows, {rows - first:,} of them new ({how})")
+
+
+def merge_result(source: Path, tokenizer_dir: Path) -> dict[str, Any]:
+    """What merge-tokenizer recorded of a tokenizer; raises UserError unless it was merged from this base."""
+    merged: dict[str, Any] = artifact.read_record(tokenizer_dir).get("result", {})
+    if "first_new" not in merged:
+        raise UserError(f"--tokenizer {tokenizer_dir}: not made by merge-tokenizer; run that first")
+    _check_base(source, tokenizer_dir, merged["base_tokenizer_fingerprint"])
+    return merged
+
+
+def first_new_row(source: Path, merged: dict[str, Any], tied: bool) -> int:
+    """The first row to initialise; raises UserError for a checkpoint without embedding or output matrix."""
+    first = int(merged["first_new"])
+    for key in (INPUT_KEY,) if tied else (INPUT_KEY, OUTPUT_KEY):
+        with find_tensor(source, key) as tensor:
+            # A base may have fewer rows than tokens: a pad token that was added without resizing.
+            first = min(first, tensor.get_shape()[0])
+    return first
 
 
 def sub_tokens(base: Loaded, new: Loaded, first: int, rows: int) -> list[tuple[list[int], list[int]]]:
@@ -106,6 +131,15 @@ def sub_tokens(base: Loaded, new: Loaded, first: int, rows: int) -> list[tuple[l
         ids = [] if max(ids, default=0) >= first else ids  # the base's own token without a row
         parts.append((ids, [max(len(base.piece_bytes(i)), 1) for i in ids]))
     return parts
+
+
+def initial_rows(
+    old: Tensor, parts: list[tuple[list[int], list[int]]], init: InitSettings, seed: int, output: bool
+) -> Tensor:
+    """What `new_rows` gives for the input or the output matrix `old` under the settings, in its dtype."""
+    how = init.output if output else init.input
+    generator = torch.Generator().manual_seed(seed + output)
+    return new_rows(old, parts, how, init.noise, generator).to(old.dtype)
 
 
 def new_rows(
@@ -137,6 +171,32 @@ def _weights(lengths: list[int], how: Initialisation) -> list[float]:
         return [float(place == chosen) for place in range(len(lengths))]
     shares = lengths if how == "length" else [1] * len(lengths)
     return [share / sum(shares) for share in shares]
+
+
+def _compare(
+    config: ResizeConfig, texts: dict[str, Path], base: tuple[Path, Loaded], resized: tuple[Path, Loaded]
+) -> dict[str, dict[str, float]]:
+    """Print bits per byte of each text under base and resized model, and warn where chance would do better."""
+    # One after the other, so that only one of them is held.
+    before, after = (_measure(*model, texts, config.max_bytes) for model in (base, resized))
+    bits = {name: [model[name]["bits per byte"] for model in (before, after)] for name in texts}
+    print_table(f"{config.model} -> {config.output}", HEADER, [[name, *pair] for name, pair in bits.items()])
+    uniform = math.log(read_config(resized[0])["vocab_size"])
+    for name in texts:
+        if after[name]["loss per token"] > uniform:
+            warn(
+                f"{name}: {after[name]['loss per token']:.2f} nats per token after resizing, more than a uniform "
+                f"guess ({uniform:.2f}); try another --init.input or --init.output, or zhllama probe-init"
+            )
+    return {name: {"before": round(pair[0], 5), "after": round(pair[1], 5)} for name, pair in bits.items()}
+
+
+def _measure(
+    directory: Path, tokenizer: Loaded, texts: dict[str, Path], max_bytes: int
+) -> dict[str, dict[str, float]]:
+    model = load_trainable(directory, "none", None, default_dtype(), default_device())
+    block_size = min(BLOCK_SIZE, int(read_config(directory)["max_position_embeddings"]))
+    return {name: measure(model, tokenizer, file, block_size, max_bytes) for name, file in texts.items()}
 
 
 def _check_base(source: Path, tokenizer_dir: Path, wanted: str) -> None:

@@ -46,6 +46,13 @@ def read_config(directory: Path, flag: str = "--model") -> dict[str, Any]:
     return content
 
 
+def check_block_size(block_size: int, model: Path) -> None:
+    """Raise UserError when a block is longer than the model's positions."""
+    positions = int(read_config(model)["max_position_embeddings"])
+    if block_size > positions:
+        raise UserError(f"block_size {block_size}: {model} has {positions} positions; use at most that")
+
+
 @contextmanager
 def find_tensor(directory: Path, key: str) -> Iterator[Any]:
     """A slice object of one tensor (`tensor[a:b]` reads only those rows)."""
