@@ -24,7 +24,7 @@ from zhllama.model.trainable import (
     new_row_count,
     save_adapter,
 )
-from zhllama.pack import Blocks
+from zhllama.pack.blocks import Blocks
 
 LORA = LoraSettings(rank=4, alpha=8)
 LINEARS = 2 * 7  # layers x targets

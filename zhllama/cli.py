@@ -18,7 +18,7 @@ COMMANDS = {
     "merge-tokenizer": ("zhllama.tokenizer.merge:merge_tokenizer", "base + Chinese pieces -> tokenizer"),
     "tokenizer-report": ("zhllama.tokenizer.report:tokenizer_report", "compare tokenizers on your own text"),
     "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
-    "pack": ("zhllama.pack:pack", "corpus + model -> blocks of tokens"),
+    "pack": ("zhllama.pack.documents:pack", "corpus + model -> blocks of tokens"),
     "pretrain": ("zhllama.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
     "sft": ("zhllama.sft:sft", "instruction tuning (python sft/run.py)"),
     "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
-from zhllama.pack import Blocks, check_block_size
+from zhllama.pack.blocks import Blocks, check_block_size
 from zhllama.terminal import say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 
@@ -33,6 +33,8 @@ class PretrainConfig:
     embedding_learning_rate: float | None = None
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    attend_across_documents: bool = False
+    """Let attention and positions run on from one document of a block into the next."""
     max_minutes: float | None = None
     """Stop after this many minutes of training; the schedule follows the speed of the steps."""
     train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
@@ -59,7 +61,7 @@ def pretrain(config: PretrainConfig) -> None:
         f"run zhllama pack --model {model_dir} again",
     )
     check_embeddings(model_dir, config.embeddings, config.freeze_new_rows)
-    blocks = Blocks.open(tokens_dir)
+    blocks = Blocks.open(tokens_dir, config.attend_across_documents)
     check_block_size(blocks.ids.shape[1], model_dir)
     with run_directory(config, "pretrain", {"model": model_dir, "tokens": tokens_dir}) as result:
         outcome = train(config, model_dir, blocks)

@@ -31,7 +31,7 @@ from zhllama.model.trainable import (
     load_trainable,
     save_adapter,
 )
-from zhllama.pack import IGNORED, Blocks
+from zhllama.pack.blocks import IGNORED, Blocks
 from zhllama.terminal import say
 from zhllama.tokenizer.load import load, token_bytes
 
