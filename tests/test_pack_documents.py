@@ -1,6 +1,8 @@
 """pack: corpora to a tokens directory."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,23 @@ def test_block_above_the_models_positions(
 ) -> None:
     with pytest.raises(UserError, match=r"block_size 513: .* has 512 positions; use at most that"):
         packed(tmp_path, extended_models[kind], corpus_file, block_size=513)
+
+
+def test_model_without_config(tmp_path: Path, corpus_file: Path, bytelevel_base: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no config\.json with max_position_embeddings; a Hugging Face model"
+    ):
+        packed(tmp_path, bytelevel_base, corpus_file)
+    assert not (tmp_path / "t").exists()
+
+
+def test_torch_is_not_imported(tmp_path: Path, bytelevel_model_dir: Path, corpus_file: Path) -> None:
+    arguments = ["--corpus", corpus_file, "--model", bytelevel_model_dir, "--output", tmp_path / "t"]
+    command = [sys.executable, "-X", "importtime", "-m", "zhllama", "pack", "--block-size", "64", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "zhllama.pack.mixture" in imported
+    assert "torch" not in imported  # seconds, which small corpora would feel
 
 
 def test_a_finished_directory_is_not_written_again(

@@ -15,8 +15,8 @@ from zhllama.corpus.read import read_documents
 from zhllama.device import default_device, default_dtype
 from zhllama.model.merge import check_base
 from zhllama.model.trainable import Embeddings, TrainableModel, adapter_settings, load_adapter, load_trainable
-from zhllama.pack.blocks import check_block_size
 from zhllama.pack.conversations import pack_conversations
+from zhllama.pack.fit import check_block_size
 from zhllama.page import Page, bar_plot
 from zhllama.terminal import print_table, track
 from zhllama.tokenizer.load import Loaded, load

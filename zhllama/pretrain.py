@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
-from zhllama.pack.blocks import Blocks, check_block_size
+from zhllama.pack.blocks import Blocks
+from zhllama.pack.fit import check_block_size
 from zhllama.terminal import say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 

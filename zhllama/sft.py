@@ -10,8 +10,8 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Source, encode_mixture
 from zhllama.model.trainable import Embeddings, LoraSettings, check_embeddings
-from zhllama.pack.blocks import check_block_size
 from zhllama.pack.conversations import pack_conversations
+from zhllama.pack.fit import check_block_size
 from zhllama.terminal import print_table, say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 

@@ -11,9 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from zhllama.config import UserError
-from zhllama.model.weights import read_config
-
 IGNORED = -100  # PyTorch's label for "no loss here"
 
 
@@ -64,10 +61,3 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
             np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("ids", "lengths", "offsets")
         )
         return cls(ids, lengths, offsets, attend_across_documents=attend_across_documents)
-
-
-def check_block_size(block_size: int, model: Path) -> None:
-    """Raise UserError when a block is longer than the model's positions."""
-    positions = int(read_config(model)["max_position_embeddings"])
-    if block_size > positions:
-        raise UserError(f"block_size {block_size}: {model} has {positions} positions; use at most that")

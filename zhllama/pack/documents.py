@@ -10,9 +10,8 @@ from typing import Any
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.corpus.read import read_documents
-from zhllama.pack.blocks import check_block_size
 from zhllama.pack.encode import encode_to_file
-from zhllama.pack.fit import fit_documents
+from zhllama.pack.fit import check_block_size, fit_documents
 from zhllama.pack.mixture import Source, choose_counts, choose_replay, write_blocks
 from zhllama.terminal import print_table, say, track, warn
 from zhllama.tokenizer.load import Loaded, load

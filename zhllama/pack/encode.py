@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,9 +68,9 @@ def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int =
             ids = encoding.ids
             if not ids or ids[-1] != eos:  # some tokenizers add it themselves
                 ids.append(eos)
-            parts.append(np.asarray(ids, dtype=dtype))
+            parts.append(array(dtype.char, ids))  # several times as fast as an array of numpy
             sizes.append(len(ids))
-        return np.concatenate(parts), sizes
+        return np.frombuffer(b"".join(parts), dtype), sizes
 
     waiting: deque[Future[Batch]] = deque()
     with _ours(fast), ThreadPoolExecutor(threads) as pool:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zhllama.config import UserError
+from zhllama.tokenizer.write import read_json
 
 MOST_PADDING = 0.01  # of all tokens in blocks; beyond that documents are cut to fill the holes
 
@@ -89,6 +93,17 @@ def best_fit(lengths: NDArray[Any], size: int) -> NDArray[Any]:
             room.setdefault(left, []).extend(chosen)
             rooms |= 1 << left
     return result
+
+
+def check_block_size(block_size: int, model: Path) -> None:
+    """Raise UserError when a block is longer than the model's positions, or nothing says how many it has."""
+    positions = read_json(model / "config.json").get("max_position_embeddings")
+    if positions is None:
+        raise UserError(
+            f"--model {model}: no config.json with max_position_embeddings; a Hugging Face model directory is needed"
+        )
+    if block_size > positions:
+        raise UserError(f"block_size {block_size}: {model} has {positions} positions; use at most that")
 
 
 def spans(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
