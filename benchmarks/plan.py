@@ -100,7 +100,7 @@ def measure(case: dict[str, Any], directory: Path) -> None:
 
     from zhllama.model.adapter import LoraSettings
     from zhllama.model.trainable import load_trainable
-    from zhllama.pack import Blocks
+    from zhllama.pack.blocks import Blocks
     from zhllama.pretrain import PretrainConfig
     from zhllama.tokenizer.load import load
     from zhllama.trainer import BlockTrainer

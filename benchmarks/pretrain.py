@@ -48,7 +48,7 @@ def prepare(folder: Path) -> None:
 
     from zhllama.demo.material import news, write_jsonl
     from zhllama.model.resize import ResizeConfig, resize_embeddings
-    from zhllama.pack import PackConfig, pack
+    from zhllama.pack.documents import PackConfig, pack
     from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
     from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 
@@ -103,7 +103,7 @@ def by_peft(folder: Path, output: Path, dtype: str, way: str) -> list[float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from zhllama.pack import Blocks
+    from zhllama.pack.blocks import Blocks
 
     times: list[float] = []
 

@@ -313,11 +313,11 @@ def token_dirs(
     tmp_path_factory: pytest.TempPathFactory, extended_models: dict[str, Path], corpus_file: Path
 ) -> dict[str, Path]:
     """The corpus in blocks of 64 tokens of the merged tokenizers, by kind."""
-    from zhllama.pack import PackConfig, pack
+    from zhllama.pack.documents import PackConfig, pack
 
     folder = tmp_path_factory.mktemp("tokens")
     for kind, model in extended_models.items():
-        pack(PackConfig(str(corpus_file), str(model), str(folder / kind), block_size=64))
+        pack(PackConfig([str(corpus_file)], str(model), str(folder / kind), block_size=64))
     return {kind: folder / kind for kind in extended_models}
 
 

@@ -197,7 +197,7 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, written: str, val
 
 
 def test_every_setting_missing_is_named() -> None:
-    from zhllama.pack import PackConfig
+    from zhllama.pack.documents import PackConfig
 
     with pytest.raises(UserError, match=r"^missing --corpus, --model, --output; see --help$"):
         parse("pack", PackConfig, [])

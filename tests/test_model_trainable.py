@@ -13,7 +13,7 @@ from torch import Tensor
 from zhllama.config import UserError
 from zhllama.model.adapter import Embeddings, LoraSettings
 from zhllama.model.trainable import TrainableModel, check_parts, load_trainable, new_row_count
-from zhllama.pack import Blocks
+from zhllama.pack.blocks import Blocks
 
 LORA = LoraSettings(rank=4, alpha=8)
 LINEARS = 2 * 7  # layers x targets

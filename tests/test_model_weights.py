@@ -11,7 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zhllama.config import UserError
-from zhllama.model.weights import INDEX, INPUT_KEY, copy_tokenizer, find_tensor, read_config, rewrite, shards
+from zhllama.model.weights import (
+    INDEX,
+    INPUT_KEY,
+    check_block_size,
+    copy_tokenizer,
+    find_tensor,
+    read_config,
+    rewrite,
+    shards,
+)
 
 
 @pytest.fixture(scope="session")
@@ -138,3 +147,11 @@ def test_no_such_tensor(sharded: Path) -> None:
         find_tensor(sharded, "transformer.wte.weight"),
     ):
         raise AssertionError("found")
+
+
+def test_a_config_without_positions(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match="no max_position_embeddings in its config.json; a LLaMA-family model"
+    ):
+        check_block_size(8, tmp_path)

@@ -13,7 +13,7 @@ import zhllama.sft
 from zhllama.artifact import read_record
 from zhllama.cli import main
 from zhllama.metrics import read_metrics
-from zhllama.pack import Blocks
+from zhllama.pack.blocks import Blocks
 
 Rows = list[dict[str, Any]]
 QUESTIONS: Rows = [

@@ -25,7 +25,8 @@ from zhllama.checkpoint import SEAL, checkpoints, last_checkpoint
 from zhllama.config import UserError
 from zhllama.metrics import StepCallback, read_metrics
 from zhllama.model.trainable import TrainableModel
-from zhllama.pack import Blocks, PackConfig, pack
+from zhllama.pack.blocks import Blocks
+from zhllama.pack.documents import PackConfig, pack
 from zhllama.trainer import BlockTrainer
 
 Run = Any  # (output, *flags) -> None

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,6 +172,11 @@ def tokenizer_fingerprint(directory: Path) -> str:
         if (directory / name).is_file():
             return fingerprint(directory / name)
     raise UserError(f"{directory}: no tokenizer.json or tokenizer.model inside")
+
+
+def numbered(name: str, paths: Sequence[str | Path]) -> dict[str, str | Path]:
+    """The inputs that a repeatable flag gives: `name`, `name 2`, `name 3` and so on."""
+    return {name if place == 1 else f"{name} {place}": path for place, path in enumerate(paths, 1)}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,7 +22,7 @@ COMMANDS = {
         "base model + tokenizer + corpus -> where new rows start",
     ),
     "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
-    "pack": ("zhllama.pack:pack", "corpus + model -> blocks of tokens"),
+    "pack": ("zhllama.pack.documents:pack", "corpus + model -> blocks of tokens"),
     "plan": (
         "zhllama.plan:plan",
         "recipe x model size x GPU x ZeRO -> memory, hours and money, nothing loaded",

@@ -16,7 +16,7 @@ from zhllama.model.plan import GIB, PARTS, Counts, Job, count, host_memory, know
 from zhllama.model.trainable import new_row_count
 from zhllama.model.weights import read_config
 from zhllama.model.zero import Zero, read_zero, with_stage
-from zhllama.pack import Blocks
+from zhllama.pack.blocks import Blocks
 from zhllama.page import stacked_plot
 from zhllama.pretrain import PretrainConfig
 from zhllama.sft import SftConfig

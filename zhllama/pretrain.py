@@ -13,7 +13,7 @@ from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size
-from zhllama.pack import Blocks
+from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 
@@ -37,6 +37,8 @@ class PretrainConfig:
     embedding_learning_rate: float | None = None
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    attend_across_documents: bool = False
+    """Let attention and positions run on from one document of a block into the next."""
     max_minutes: float | None = None
     """Stop after this many minutes of training; the schedule follows the speed of the steps."""
     train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
@@ -63,7 +65,7 @@ def pretrain(config: PretrainConfig) -> None:
         f"run zhllama pack --model {model_dir} again",
     )
     check_parts(model_dir, config.embeddings, config.body, config.freeze_new_rows)
-    blocks = Blocks.open(tokens_dir)
+    blocks = Blocks.open(tokens_dir, config.attend_across_documents)
     check_block_size(blocks.ids.shape[1], model_dir)
     with run_directory(config, "pretrain", {"model": model_dir, "tokens": tokens_dir}) as result:
         outcome = train(config, model_dir, blocks)

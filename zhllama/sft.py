@@ -12,7 +12,7 @@ from zhllama.conversation import Source, encode_mixture
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size
-from zhllama.pack import pack_conversations
+from zhllama.pack.conversations import pack_conversations
 from zhllama.terminal import print_table, say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 

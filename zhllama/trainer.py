@@ -29,7 +29,7 @@ from zhllama.model.adapter import (
 )
 from zhllama.model.change import norms_of_change
 from zhllama.model.trainable import TrainableModel
-from zhllama.pack import IGNORED, Blocks
+from zhllama.pack.blocks import IGNORED, Blocks
 from zhllama.terminal import say
 from zhllama.tokenizer.load import Loaded
 

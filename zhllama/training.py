@@ -17,7 +17,7 @@ from zhllama.config import UserError
 from zhllama.device import prefers_bf16
 from zhllama.model.adapter import part_of
 from zhllama.model.trainable import TrainableModel, load_trainable
-from zhllama.pack import Blocks
+from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
 from zhllama.tokenizer.load import load
 from zhllama.trainer import BlockTrainer, Stage, is_first_rank

@@ -7,18 +7,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from zhllama.config import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and pack needs only a config.json
+    import torch
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 INPUT_KEY = "model.embed_tokens.weight"
 OUTPUT_KEY = "lm_head.weight"
-CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # what `change` may cast to
+CODES = {
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+}  # what `change` may cast to
 ENTRY = 256  # bytes that a tensor's line in a safetensors header may take besides its name
 
 
@@ -48,7 +53,11 @@ def read_config(directory: Path, flag: str = "--model") -> dict[str, Any]:
 
 def check_block_size(block_size: int, model: Path) -> None:
     """Raise UserError when a block is longer than the model's positions."""
-    positions = int(read_config(model)["max_position_embeddings"])
+    positions = read_config(model).get("max_position_embeddings")
+    if positions is None:
+        raise UserError(
+            f"{model}: no max_position_embeddings in its config.json; a LLaMA-family model is needed"
+        )
     if block_size > positions:
         raise UserError(f"block_size {block_size}: {model} has {positions} positions; use at most that")
 
@@ -78,6 +87,7 @@ def load_model(directory: Path, dtype: torch.dtype) -> Any:
 
 def read_tensor(file: Path, key: str) -> Tensor:
     """One tensor of a safetensors file, mapped; what was read of the file leaves memory with the tensor."""
+    import torch
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
@@ -119,6 +129,7 @@ def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], T
 
     The library's writer wants every tensor at once.
     """
+    import torch
     from safetensors import safe_open
 
     with safe_open(source, framework="pt") as file:
@@ -134,7 +145,7 @@ def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], T
             tensor = change(name, read_tensor(source, name))
             begin, end = end, end + tensor.numel() * tensor.element_size()
             header[name] = {
-                "dtype": CODES.get(tensor.dtype, dtype),
+                "dtype": CODES.get(str(tensor.dtype), dtype),
                 "shape": list(tensor.shape),
                 "data_offsets": [begin, end],
             }

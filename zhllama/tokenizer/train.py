@@ -10,7 +10,7 @@ from typing import Any
 import sentencepiece
 from tokenizers import Tokenizer
 
-from zhllama.artifact import Artifact, create, require, write_json
+from zhllama.artifact import Artifact, create, numbered, require, write_json
 from zhllama.config import UserError
 from zhllama.corpus.read import read_documents
 from zhllama.terminal import print_table, say, warn
@@ -100,7 +100,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         require_bpe(base, "--base")
     corpora = {path: require(path, "corpus", "--corpus") for path in config.corpus}
     words, dropped = read_words(config.words, "--words")
-    inputs = _numbered("corpus", list(corpora.values())) | _numbered("words", config.words)
+    inputs = numbered("corpus", list(corpora.values())) | numbered("words", config.words)
     if base is not None:
         inputs["base"] = base.file
     with create(config.output, "tokenizer", "train-tokenizer", config, inputs) as artifact:
@@ -272,10 +272,6 @@ def _measure(fast: Tokenizer, lines: list[str]) -> float | None:
 def _ratio(lines: list[str], encoded: list[list[int]]) -> float | None:
     tokens = sum(map(len, encoded))
     return round(sum(map(len, lines)) / tokens, 4) if tokens else None
-
-
-def _numbered(name: str, paths: list[Any]) -> dict[str, str | Path]:
-    return {name if place == 0 else f"{name} {place + 1}": path for place, path in enumerate(paths)}
 
 
 def _print_summary(config: TrainTokenizerConfig, result: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Documents and conversations to fixed-size blocks of tokens."""

@@ -1,0 +1,153 @@
+"""`zhllama pack`: corpora to fixed-size blocks of tokens that trainers memory-map."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zhllama import artifact
+from zhllama.config import UserError
+from zhllama.corpus.read import read_documents
+from zhllama.model.weights import check_block_size
+from zhllama.pack.encode import encode_to_file
+from zhllama.pack.fit import fit_documents
+from zhllama.pack.mixture import Source, choose_counts, choose_replay, write_blocks
+from zhllama.terminal import print_table, say, track, warn
+from zhllama.tokenizer.load import Loaded, load
+
+HEADER = ["source", "documents", "tokens", "padding", "share", "epochs"]
+
+
+@dataclass
+class PackConfig:
+    """Tokenise corpora and pack them into blocks; every document ends with EOS, newlines survive."""
+
+    corpus: list[str]
+    """Corpus directory or file (repeatable)."""
+    model: str
+    """Model directory whose tokenizer to use; the blocks fit only that tokenizer."""
+    output: str
+    """New tokens directory."""
+    block_size: int = 1024
+    """Tokens per block; longer documents are cut, shorter ones only where padding would exceed 1%."""
+    weight: list[float] = field(default_factory=list)
+    """Share of each corpus among the corpora, in their order (repeatable); all of each, once, without it."""
+    replay: str | None = None
+    """Corpus directory or file of text the base already knows (English), against forgetting."""
+    replay_share: float = 0.1
+    """Share of all blocks taken from --replay, spread evenly; used only with it."""
+    max_epochs: float = 4.0
+    """How often a corpus or the replay may be repeated to reach its share."""
+    threads: int = 0
+    """Threads that tokenise; 0 takes all cores."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot work."""
+        if self.block_size < 8:
+            raise UserError(f"block_size {self.block_size}: it must be at least 8")
+        if not 0 <= self.replay_share < 1:
+            raise UserError(f"replay_share {self.replay_share}: it must be at least 0 and below 1")
+        if not 1 <= self.max_epochs < float("inf"):
+            raise UserError(f"max_epochs {self.max_epochs}: it must be at least 1")
+        if self.threads < 0:
+            raise UserError(f"threads {self.threads}: it must be at least 0")
+        if not self.corpus:
+            raise UserError("--corpus: give at least one corpus directory or file")
+        if repeated := [path for path in self.corpus if self.corpus.count(path) > 1]:
+            raise UserError(f"--corpus {repeated[0]}: given twice; give it more weight with --weight")
+        if self.weight and len(self.weight) != len(self.corpus):
+            raise UserError(
+                f"--weight: {len(self.weight)} given for {len(self.corpus)} corpora; give one for each"
+            )
+        if wrong := [weight for weight in self.weight if not 0 < weight < float("inf")]:
+            raise UserError(f"--weight {wrong[0]}: it must be more than 0")
+
+
+def pack(config: PackConfig) -> None:
+    """Write a tokens directory; deterministic for the same text, tokenizer and settings.
+
+    Raises:
+        UserError: no text, a block larger than the model's positions, less text than one block, no EOS token.
+    """
+    corpora = [artifact.require(path, "corpus", "--corpus") for path in config.corpus]
+    model = artifact.require(config.model, "model", "--model")
+    inputs: dict[str, str | Path] = {"model": model, **artifact.numbered("corpus", corpora)}
+    if config.replay is not None:
+        inputs["replay"] = artifact.require(config.replay, "corpus", "--replay")
+    check_block_size(config.block_size, model)
+    tokenizer = load(model, "--model")
+    with artifact.create(config.output, "tokens", "pack", config, inputs) as run:
+        flags = [("--corpus", path) for path in corpora]
+        if config.replay is not None:
+            flags.append(("--replay", Path(inputs["replay"])))
+        sources = [
+            _fitted(run.path / f".source-{number}", path, flag, tokenizer, config)
+            for number, (flag, path) in enumerate(flags)
+        ]
+        available = [len(source.fitted) for source in sources]
+        main = choose_counts(available[: len(corpora)], config.weight, config.max_epochs)
+        replay = _replay_count(config, sum(main), available[-1]) if config.replay is not None else 0
+        counts = [*main, replay] if config.replay is not None else main
+        padding = tokenizer.eos_id() if tokenizer.pad is None else tokenizer.id_of(tokenizer.pad)
+        tokens = write_blocks(run.path, sources, counts, config.block_size, padding).tolist()
+        for source in sources:
+            source.encoded.file.unlink()
+        table = [
+            _row(source, count, used, sum(counts), config.block_size)
+            for source, count, used in zip(sources, counts, tokens, strict=True)
+        ]
+        run.result = {
+            "tokenizer": artifact.tokenizer_fingerprint(model),
+            "block_size": config.block_size,
+            "blocks": sum(counts),
+            "tokens": sum(tokens),
+            "padding": 1 - sum(tokens) / (sum(counts) * config.block_size),
+            "documents": sum(row["documents"] for row in table),
+            "replay_blocks": replay,
+            "sources": table,
+        }
+    shown = [row | {name: f"{row[name]:.2%}" for name in ("padding", "share")} for row in table]
+    print_table("Mixture", HEADER, [[row[name] for name in HEADER] for row in shown])
+    say(
+        f"{run.path}: {sum(counts):,} blocks of {config.block_size} tokens, "
+        f"{run.result['padding']:.2%} of them padding" + (f"; {replay:,} blocks replay" if replay else "")
+    )
+
+
+def _fitted(file: Path, path: Path, flag: str, tokenizer: Loaded, config: PackConfig) -> Source:
+    """One source tokenised into `file` and fitted into blocks; UserError for less text than one block."""
+    documents = track(read_documents(path), f"tokenising {path.name}")
+    threads = config.threads or len(os.sched_getaffinity(0))
+    encoded = encode_to_file(documents, tokenizer, file, threads)
+    total = int(encoded.lengths.sum())
+    if total < config.block_size:
+        raise UserError(
+            f"{flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
+        )
+    return Source(str(path), encoded, fit_documents(encoded.lengths, config.block_size))
+
+
+def _replay_count(config: PackConfig, main: int, available: int) -> int:
+    """Blocks of replay, with a warning where they fall short of their share."""
+    count = choose_replay(main, available, config.replay_share, config.max_epochs)
+    wanted = choose_replay(main, main, config.replay_share, float("inf"))
+    if count < wanted:
+        warn(
+            f"--replay {config.replay}: {config.max_epochs:g} times over it makes {count / (main + count):.1%} "
+            f"of the blocks, not {config.replay_share:.1%}"
+        )
+    return count
+
+
+def _row(source: Source, count: int, tokens: int, blocks: int, size: int) -> dict[str, Any]:
+    """What the table says of one source; documents are those of one pass, tokens and shares the mixture's."""
+    return {
+        "source": source.name,
+        "documents": len(source.encoded.lengths),
+        "tokens": tokens,
+        "padding": 1 - tokens / (count * size) if count else 0.0,
+        "share": count / blocks,
+        "epochs": count / len(source.fitted),
+    }
