@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from zhllama.cli import main
 from zhllama.config import UserError
 from zhllama.model.adapter import Embeddings, LoraSettings
-from zhllama.model.cost import GPUS, find_gpu, flops_per_token, hours
+from zhllama.model.cost import GPUS, find_gpu, flops_of, flops_per_token, hours
 from zhllama.model.plan import Job, _moments, count, held_rows, known_shape, memory, shape_config, states
 from zhllama.model.trace import LiveBytes
 from zhllama.model.trainable import TrainableModel, load_trainable, new_row_count
@@ -175,6 +175,16 @@ def test_operations_are_those_of_the_products(extended_models: dict[str, Path], 
     assert parts["forward"] == 2 * (matrices + adapters)
     assert parts["backward"] == 2 * (matrices + adapters) + 2 * (adapters if body == "lora" else matrices)
     assert parts["head and loss"] == 4 * head
+
+
+@pytest.mark.parametrize(("embeddings", "full"), [("new", False), ("all", False), ("none", True)])
+def test_operations_of_a_model_are_those_planned(
+    extended_models: dict[str, Path], kind: str, embeddings: Embeddings, full: bool
+) -> None:
+    directory = extended_models[kind]
+    model = load_trainable(directory, embeddings, None if full else LORA, torch.float32, full=full)
+    job = job_for(directory, embeddings, body="full" if full else "lora")
+    assert flops_of(model, BLOCK) == sum(flops_per_token(job, count(job)).values())
 
 
 def test_operations_forward_are_those_that_torch_counts(extended_models: dict[str, Path], kind: str) -> None:

@@ -152,6 +152,6 @@ def test_no_such_tensor(sharded: Path) -> None:
 def test_a_config_without_positions(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(
-        UserError, match="no max_position_embeddings in its config.json; a LLaMA-family model"
+        UserError, match=r"no max_position_embeddings in its config\.json; a LLaMA-family model"
     ):
         check_block_size(8, tmp_path)

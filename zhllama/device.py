@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 
 def default_device() -> str:
     """`cuda` where there is one, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the best of a few square matrix products in this process."""
+    size = 8192 if device.type == "cuda" else 768
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        begun = time.perf_counter()
+        (left @ right).sum().item()  # waits for the product
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
 
 
 def prefers_bf16() -> bool:

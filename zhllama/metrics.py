@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from zhllama.config import UserError
+from zhllama.device import matmul_peak
 from zhllama.page import line_plot
 from zhllama.terminal import console, progress_bar, say
 from zhllama.tokenizer.load import Loaded, token_counts
@@ -62,6 +63,7 @@ class StepCallback(TrainerCallback):
         self.start_step = 0
         self.characters = 0
         self.skipped = 0
+        self.ideal = 0.0  # seconds of a step if it were nothing but matrix products
         self.changes: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -79,6 +81,8 @@ class StepCallback(TrainerCallback):
         part = self.file.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         part.replace(self.file)
+        peak = matmul_peak(torch.bfloat16 if args.bf16 else torch.float32, args.device) * args.world_size
+        self.ideal = self.trainer.flops_per_step() / peak
         self.bar.start()
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
 
@@ -157,13 +161,14 @@ class StepCallback(TrainerCallback):
             line["norm_of_change"], self.changes = self.changes, {}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+        done = state.global_step - self.start_step
         note = (
             f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte  "
-            f"{logs['tokens'] / seconds:,.0f} tokens/s  {self.characters / seconds:,.0f} characters/s"
+            f"{logs['tokens'] / seconds:,.0f} tokens/s  {self.characters / seconds:,.0f} characters/s  "
+            f"{self.ideal * done / (seconds - self.before):.0%} of the matmul peak"
         )
         self.bar.update(self.task, completed=state.global_step, total=state.max_steps, note=note)
         if not console.is_terminal and (state.global_step % max(1, state.max_steps // 10) == 0):
-            done = state.global_step - self.start_step
             rest = (seconds - self.before) / done * (state.max_steps - state.global_step)
             say(f"step {state.global_step}/{state.max_steps}  {note}  {rest / 60:.1f} min left")
 

@@ -24,10 +24,12 @@ from zhllama.model.adapter import (
     LoraSettings,
     gathered_state,
     load_adapter,
+    parameter_count,
     part_of,
     save_adapter,
 )
 from zhllama.model.change import norms_of_change
+from zhllama.model.cost import flops_of
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.blocks import IGNORED, Blocks
 from zhllama.terminal import say
@@ -143,9 +145,14 @@ class BlockTrainer(Trainer):
             torch.distributed.barrier()
 
     def _check_space(self) -> None:
-        parameters = self.model.trainable().values()
-        count = sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
+        count = sum(map(parameter_count, self.model.trainable().values()))
         check_space(Path(self.args.output_dir), count)
+
+    def flops_per_step(self) -> float:
+        """Floating-point operations of one optimiser step on all ranks, nothing recomputed."""
+        block = int(self.train_dataset.ids.shape[1])
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return float(flops_of(self.model, block) * block * batch)
 
     def changes(self) -> dict[str, float]:
         """Norms of the change of each part since the base; under ZeRO-3 for all ranks to call."""

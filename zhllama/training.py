@@ -15,7 +15,7 @@ from transformers import TrainingArguments, set_seed
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.device import prefers_bf16
-from zhllama.model.adapter import part_of
+from zhllama.model.adapter import parameter_count, part_of
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
@@ -118,6 +118,6 @@ def describe(model: TrainableModel) -> str:
     sizes: dict[str, int] = {}
     for key, parameter in model.trainable().items():
         part = part_of(key)
-        sizes[part] = sizes.get(part, 0) + int(getattr(parameter, "ds_numel", parameter.numel()))
-    whole = sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
+        sizes[part] = sizes.get(part, 0) + parameter_count(parameter)
+    whole = sum(map(parameter_count, model.parameters()))
     return f"training {', '.join(f'{part} {size:,}' for part, size in sizes.items())} of {whole:,} parameters"

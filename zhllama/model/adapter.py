@@ -83,6 +83,11 @@ def adapter_key(name: str) -> str:
     return PREFIX + name.replace("new_rows", ROWS_KEY)
 
 
+def parameter_count(parameter: Tensor) -> int:
+    """How many numbers a parameter has, also while ZeRO-3 holds it in parts."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def gathered_state(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:
     """Float32 copies on the CPU, empty without `keep`; under ZeRO-3 every rank must call it.
 
