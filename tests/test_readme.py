@@ -48,7 +48,8 @@ def test_command_decodes(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = parse(name, next(hint for key, hint in hints.items() if key != "return"), arguments)
     for flag, value in itertools.pairwise(arguments):
         if flag in ("--output", "--model", "--base", "--corpus", "--tokens", "--adapter"):
-            assert getattr(config, flag.removeprefix("--")) in (value, [value])
+            given = getattr(config, flag.removeprefix("--"))
+            assert value in (given if isinstance(given, list) else [given])
 
 
 def test_every_command_is_shown() -> None:
