@@ -61,7 +61,7 @@ def prepare(folder: Path) -> None:
     train_tokenizer(TrainTokenizerConfig([corpus], str(folder / "chinese"), str(LLAMA), SIZE))
     merge_tokenizer(MergeTokenizerConfig(str(LLAMA), str(folder / "chinese"), str(folder / "tokenizer")))
     resize_embeddings(ResizeConfig(str(base), str(folder / "tokenizer"), str(folder / "model")))
-    pack(PackConfig(corpus, str(folder / "model"), str(folder / "tokens"), BLOCK))
+    pack(PackConfig([corpus], str(folder / "model"), str(folder / "tokens"), BLOCK))
     rows = [{"text": text} for text in news()]
     (folder / "data").mkdir()
     (folder / "data" / "news.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")

@@ -150,7 +150,7 @@ def test_resuming_in_a_later_epoch_goes_on_with_its_order(
 ) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:4]))
-    pack(PackConfig(str(few), str(extended_models["bytelevel"]), str(tmp_path / "t"), block_size=64))
+    pack(PackConfig([str(few)], str(extended_models["bytelevel"]), str(tmp_path / "t"), block_size=64))
     batch = -(-len(Blocks.open(tmp_path / "t")) // 3)  # three steps an epoch
     flags = ["--tokens", tmp_path / "t", "--train.per-device-train-batch-size", batch]
     solo(tmp_path / "whole", *flags, "--train.save-steps", 4)
