@@ -1,6 +1,6 @@
 """Which start of new rows is best after 50 steps: `probe-init` on SmolLM2-135M and People's Daily.
 
-python benchmarks/probe.py [SEED ...]        seed 0 without a word; writes benchmarks/results/probe.md
+python benchmarks/probe.py [tied] [untied]        both without a word; writes benchmarks/results/probe.md
 
 Needs the packages of `make demo`. Repeated paragraphs of the text are removed before anything is trained.
 """
@@ -13,10 +13,14 @@ import sys
 import time
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from table import machine, write_table
 
+from zhllama.artifact import write_json
 from zhllama.demo.material import news, write_base
 from zhllama.model.probe import ProbeConfig, probe_init
+from zhllama.model.resize import Initialisation
+from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
 from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
 from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 
@@ -39,50 +43,55 @@ def prepare() -> tuple[Path, Path]:
     return corpus, tokenizer
 
 
-def main(seeds: list[int]) -> None:
-    corpus, tokenizer = prepare()
+def untie() -> Path:
+    """The base with its one matrix written twice, so that input and output rows can start apart."""
+    directory = shutil.copytree(BASE, WORK / "untied")
+    tensors = load_file(BASE / "model.safetensors")
+    tensors[OUTPUT_KEY] = tensors[INPUT_KEY].clone()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
+    write_json(directory / "config.json", config | {"tie_word_embeddings": False})
+    return directory
+
+
+def rows_of(
+    base: Path, tokenizer: Path, corpus: Path, output: Path, **choices: list[Initialisation]
+) -> list[list[str]]:
+    begun = time.perf_counter()
+    config = ProbeConfig(str(base), str(tokenizer), str(corpus), str(output), steps=STEPS, block_size=BLOCK,
+                         batch_size=BATCH, held_out_bytes=HELD_OUT, measure_every=25, **choices)  # fmt: skip
+    probe_init(config)
+    seconds = time.perf_counter() - begun
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     rows = []
-    for seed in seeds:
-        output = WORK / f"seed-{seed}"
-        begun = time.perf_counter()
-        settings = {
-            "steps": STEPS,
-            "block_size": BLOCK,
-            "batch_size": BATCH,
-            "held_out_bytes": HELD_OUT,
-            "measure_every": 25,
-        }
-        probe_init(ProbeConfig(str(BASE), str(tokenizer), str(corpus), str(output), **settings, seed=seed))
-        seconds = time.perf_counter() - begun
-        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-        for place, run in enumerate(report["runs"], 1):
-            values = [
-                run["curve"]["0"],
-                run["curve"]["25"],
-                run["final"],
-                run["english"],
-            ]
-            rows.append([seed, place, run["input"], *(f"{value:.3f}" for value in values), ""])
-        base = report["base"]
-        rows.append([seed, "", "base, as it is", f"{base['bits per byte']:.3f}", "", "",
-                     f"{base['english']:.3f}", f"{seconds:.0f}"])  # fmt: skip
-    write_table(
-        "probe",
-        [
-            "seed",
-            "rank",
-            "rows start as",
-            "step 0",
-            "step 25",
-            f"step {STEPS}",
-            "English after",
-            "seconds, all",
-        ],
-        rows,
-        f"{machine()}. Bits per byte of {HELD_OUT:,} held-out bytes; SmolLM2-135M-Instruct (tied) with {PIECES:,} pieces "
-        f"of People's Daily; {STEPS} steps of {BATCH} x {BLOCK} tokens, only the new rows train.",
+    for run in report["runs"]:
+        values = (run["curve"]["0"], run["curve"]["25"], run["final"], run["english"])
+        rows.append(
+            [" / ".join(filter(None, (run["input"], run["output"]))), *(f"{value:.3f}" for value in values)]
+        )
+    base_row = ["base, as it is", *(f"{report['base'][name]:.3f}" for name in ("bits per byte", "english"))]
+    return [*rows, [*base_row[:2], "", "", base_row[2]], ["seconds, all", f"{seconds:.0f}", "", "", ""]]
+
+
+def main(arms: list[str]) -> None:
+    corpus, tokenizer = prepare()
+    how = (
+        f"Bits per byte of {HELD_OUT:,} held-out bytes; {PIECES:,} pieces of People's Daily; {STEPS} steps of "
+        f"{BATCH} x {BLOCK} tokens at a rate of {ProbeConfig.learning_rate:g}, only the new rows train; one seed, on a "
+        "busy machine."
     )
+    header = ["rows start as", "step 0", "step 25", f"step {STEPS}", "English after"]
+    if "tied" in arms:
+        rows = rows_of(BASE, tokenizer, corpus, WORK / "tied-probe")
+        write_table("probe", header, rows, f"{machine()}. SmolLM2-135M-Instruct, tied. {how}")
+    if "untied" in arms:
+        choices: dict[str, list[Initialisation]] = {
+            name: ["mean", "length"] for name in ("init_input", "init_output")
+        }
+        rows = rows_of(untie(), tokenizer, corpus, WORK / "untied-probe", **choices)
+        note = f"{machine()}. The same with its matrix written twice (input / output). {how}"
+        write_table("probe", header, rows, note, append=True)
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]] or [0])
+    main(sys.argv[1:] or ["tied", "untied"])

@@ -111,10 +111,11 @@ def probe_init(config: ProbeConfig) -> None:
         english = bits.read_front(bits.passages()["english"], 0)
         texts = [Text.of(documents, new, config.block_size) for documents in (tail, english)]
         trial = Trial(source, base, new, merged)
-        # The base needs more tokens for the same context.
+        before = [trial.bits_per_byte(Text.of(english, base, config.block_size))]
+        # The base needs more tokens for the same Chinese context.
         longest = int(read_config(source)["max_position_embeddings"])
         block_size = min(longest, config.block_size * _tokens(tail, base) // _tokens(tail, new))
-        before = [trial.bits_per_byte(Text.of(documents, base, block_size)) for documents in (tail, english)]
+        before.insert(0, trial.bits_per_byte(Text.of(tail, base, block_size)))
         trial.make_room()
         runs = _try_all(config, trial, training, *texts)
         runs.sort(key=lambda one: one.final)

@@ -66,7 +66,8 @@ def resize_embeddings(config: ResizeConfig) -> None:
     Old rows are copied bit for bit. New rows are computed in float32 and cast last.
 
     Raises:
-        UserError: no safetensors, a tokenizer merged from another base, one that is no merge at all.
+        UserError: no safetensors, a tokenizer merged from another base, one that is no merge at all, a text that is
+            not there.
     """
     source = artifact.require(config.model, "model", "--model")
     tokenizer_dir = artifact.require(config.tokenizer, "tokenizer", "--tokenizer")
