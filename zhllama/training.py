@@ -130,6 +130,9 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
 
         # Before the model: ZeRO-3 shares its weights out while they load. On CPU nothing else would do it in time.
         deepspeed.init_distributed()
+        # Over connections that stand already: a rank that is gone breaks them here, where the groups that DeepSpeed
+        # makes next would wait for it for half an hour.
+        torch.distributed.barrier()
     model = load_trainable(model_dir, stage.embeddings, stage.lora, compute_dtype(stage.train))
     say(describe(model))
     sizes = torch.from_numpy(token_bytes(load(model_dir, "--model").fast, model.config.vocab_size)).long()
