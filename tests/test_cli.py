@@ -52,6 +52,8 @@ def fake(config: FakeConfig) -> None:
         raise UserError("--what mistake:\n  give another")
     if config.what == "interrupt":
         raise KeyboardInterrupt
+    if config.what.startswith("["):
+        raise RuntimeError(config.what)
     print(f"ran with {config.what}")
 
 
@@ -163,6 +165,20 @@ def test_a_mistyped_setting_exits_2_with_one_line(
         "",
         "zhllama fake: error: unknown setting 'waht': did you mean 'what'?\n",
     )
+
+
+def test_a_rank_that_lost_another_says_so_in_one_line(
+    fake_command: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("fake", "--what", "[gloo/pair.cc:553] Connection closed by peer [10.0.0.1]") == 1
+    line = "another rank ended, and this one with it; that rank's own message says why"
+    assert capsys.readouterr() == ("", f"zhllama fake: error: {line}\n")
+
+
+@pytest.mark.parametrize("message", ["[gloo] op.preamble.length <= op.nbytes", "[x] reset by peer"])
+def test_other_errors_keep_their_traceback(message: str, fake_command: None) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        main(["fake", "--what", message])
 
 
 def test_an_interrupt_exits_130_and_says_what_is_left(

@@ -420,13 +420,31 @@ def config_of(command: str) -> tuple[type[Any], list[str]]:
     hints = typing.get_type_hints(getattr(import_module(module), name))
     config_class = next(hint for key, hint in hints.items() if key != "return")
     fields = config_class.__dataclass_fields__.values()
-    needed = [f.name for f in fields if str(f.default) == str(f.default_factory)]  # both missing
+    missing = [f.name for f in fields if str(f.default) == str(f.default_factory)]
+    needed = [name for name in missing if name != "train"]
     return config_class, [f"--{name}={'{file: f}' if name == 'data' else 'x'}" for name in needed]
 
 
 def plain(value: Any) -> Any:
     """PyYAML reads 2e-4 as text."""
     return float(value) if isinstance(value, str) and re.fullmatch(r"\d+e-?\d+", value) else value
+
+
+def test_training_arguments_are_built_once_and_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building them joins the other ranks, with the time-out that they hold."""
+    from transformers import TrainingArguments
+
+    built: list[int] = []
+    begin = TrainingArguments.__post_init__
+
+    def note(self: TrainingArguments) -> None:
+        built.append(self.ddp_timeout)
+        begin(self)
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", note)
+    config_class, flags = config_of("pretrain")
+    parse("pretrain", config_class, [*flags, "--train.ddp-timeout", "77", "--train.use-cpu", "true"])
+    assert built == [77]
 
 
 def test_every_stage_has_recipes() -> None:

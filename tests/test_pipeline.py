@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import sentencepiece
 import torch
@@ -284,12 +286,16 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def launch(words: list[str], output: Path, *flags: str) -> subprocess.Popen[str]:
-    """`deepspeed pretrain/run.py` with two ranks on a port of their own."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = ["--num_accelerators", 2, "--master_port", port]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def launch(words: list[str], output: Path, *flags: str) -> subprocess.Popen[str]:
+    """`deepspeed pretrain/run.py` with two ranks on a port of their own."""
+    ranks = ["--num_accelerators", 2, "--master_port", free_port()]
     batch = ["--train.per-device-train-batch-size", "4"]
     program = [BIN / "deepspeed", *ranks, "pretrain/run.py"]
     return start(*program, *words, *batch, "--output", output, *flags)
@@ -405,3 +411,86 @@ def test_python_sft_run(tmp_path: Path, extended_models: dict[str, Path], toy: l
     result = read_record(tmp_path / "run")["result"]
     assert result["steps"] == len(read_metrics(tmp_path / "run" / "metrics.jsonl"))
     assert f"{result['steps']} steps on 30 conversations in {result['blocks']} blocks" in said
+
+
+def launch_nodes(
+    launcher: str, folder: Path, words: list[str], second: Sequence[object] = ()
+) -> list[subprocess.Popen[str]]:
+    """The same as two machines of one rank each would, on two loopback addresses; `second` flags for the second."""
+    words = [*words, "--train.per-device-train-batch-size", "4", "--output", str(folder / launcher)]
+    port = ["--master_addr", "127.0.0.1", "--master_port", free_port()]
+    hosts = folder / "hostfile"
+    hosts.write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    started = []
+    for node in (0, 1):
+        if launcher == "deepspeed":
+            program = [BIN / "deepspeed", "--hostfile", hosts, "--no_ssh", "--node_rank", node, *port]
+        else:
+            program = [BIN / "torchrun", "--nnodes", 2, "--nproc_per_node", 1, "--node_rank", node, *port]
+            program += ["--local_addr", f"127.0.0.{node + 1}"]
+        started.append(start(*program, "pretrain/run.py", *words, *(second if node else ())))
+    return started
+
+
+def both_outcomes(nodes: list[subprocess.Popen[str]], seconds: float) -> list[tuple[int, str]]:
+    """Exit codes and outputs of launchers, read side by side: a full pipe would hold one of them up."""
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        return list(pool.map(lambda node: outcome(node, seconds), nodes))
+
+
+def rank_process(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """The process of a rank below its launcher."""
+    [found] = [
+        child
+        for child in psutil.Process(launcher.pid).children(recursive=True)
+        if child.environ().get("RANK") == str(rank)
+    ]
+    return found
+
+
+@pytest.mark.slow
+def test_two_nodes_have_the_losses_of_one_and_write_nothing_but_their_output(
+    tmp_path: Path, words: list[str]
+) -> None:
+    words += ["--train.max-steps", "6"]
+    inputs = [Path(words[words.index(flag) + 1]) for flag in ("--model", "--tokens")]
+
+    def seen() -> list[Any]:
+        files = [file for folder in inputs for file in (folder, *folder.rglob("*"))]
+        return [(file, file.stat().st_mtime_ns, file.is_file() and fingerprint(file)) for file in files]
+
+    before = seen()
+    finished(launch(words, tmp_path / "one"))
+    one = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    assert len(one) == 6
+    for launcher in ("deepspeed", "torchrun"):
+        for code, said in both_outcomes(launch_nodes(launcher, tmp_path, words), 300):
+            assert code == 0, said
+        assert_close(read_metrics(tmp_path / launcher / "metrics.jsonl"), one)
+        assert read_record(tmp_path / launcher)["result"]["steps"] == 6
+    assert seen() == before
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_launchers_of_every_node(tmp_path: Path, words: list[str]) -> None:
+    nodes = launch_nodes("deepspeed", tmp_path, [*words, "--train.max-steps", "100000"])
+    while not (tmp_path / "deepspeed" / "metrics.jsonl").exists():
+        assert all(node.poll() is None for node in nodes), both_outcomes(nodes, 60)
+        time.sleep(0.05)
+    rank_process(nodes[1], 1).kill()
+    (first, other), (second, own) = both_outcomes(nodes, 100)
+    assert second != 0
+    assert "exits with return code = -9" in own
+    assert first != 0
+    assert "error: another rank ended, and this one with it" in other
+    assert "Traceback" not in own + other
+
+
+@pytest.mark.slow
+def test_a_rank_s_own_error_is_said_and_ends_the_others(tmp_path: Path, words: list[str]) -> None:
+    nodes = launch_nodes("torchrun", tmp_path, words, ["--tokens", tmp_path / "gone"])
+    (first, other), (second, own) = both_outcomes(nodes, 300)
+    assert second != 0
+    assert f"zhllama pretrain: error: --tokens {tmp_path / 'gone'}: no such file or directory" in own
+    assert first != 0
+    assert "error: another rank ended, and this one with it" in other

@@ -23,7 +23,9 @@ def fenced(page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if re.match(r"(zhllama|deepspeed|python (pretrain|sft)/)", line)]
+    return [
+        line for line in lines if re.match(r"(zhllama|deepspeed|torchrun|srun|python (pretrain|sft)/)", line)
+    ]
 
 
 def decode(line: str) -> tuple[str, list[str]]:

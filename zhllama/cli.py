@@ -75,6 +75,11 @@ def run(name: str, arguments: list[str]) -> None:
         function(parse(name, config_class, [a for a in arguments if not a.startswith("--local_rank")]))
     except UserError as problem:
         sys.exit(_refuse(f" {name}", str(problem)))
+    except RuntimeError as problem:
+        if not _lost_a_rank(str(problem)):
+            raise
+        _refuse(f" {name}", "another rank ended, and this one with it; that rank's own message says why")
+        sys.exit(1)
 
 
 def _share_cores() -> None:
@@ -86,6 +91,11 @@ def _share_cores() -> None:
     if ranks > 1:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+
+
+def _lost_a_rank(message: str) -> bool:
+    """Whether gloo broke off because another process is gone: what it raises would bury that one's own error."""
+    return "gloo" in message and any(sign in message for sign in ("by peer", "Broken pipe"))
 
 
 def _refuse(where: str, message: str) -> int:

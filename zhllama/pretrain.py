@@ -41,7 +41,7 @@ class PretrainConfig:
     """Let attention and positions run on from one document of a block into the next."""
     max_minutes: float | None = None
     """Stop after this many minutes of training; the schedule follows the speed of the steps."""
-    train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
+    train: TrainingArguments = field(kw_only=True)
     """Any field of transformers.TrainingArguments."""
 
     defaults = staticmethod(training_defaults)

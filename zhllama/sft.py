@@ -38,7 +38,7 @@ class SftConfig:
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
     max_minutes: float | None = None
     """Stop after this many minutes of training; the schedule follows the speed of the steps."""
-    train: TrainingArguments = field(default_factory=lambda: TrainingArguments(output_dir="unset"))
+    train: TrainingArguments = field(kw_only=True)
     """Any field of transformers.TrainingArguments."""
 
     defaults = staticmethod(training_defaults)

@@ -101,6 +101,9 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
 
         # Before the model: ZeRO-3 shares its weights out while they load. On CPU nothing else would do it in time.
         deepspeed.init_distributed()
+        # Over connections that stand already: a rank that is gone breaks them here, where the groups that DeepSpeed
+        # makes next would wait for it for half an hour.
+        torch.distributed.barrier()
     lora = stage.lora if stage.body == "lora" else None
     dtype = compute_dtype(stage.train)
     model = load_trainable(model_dir, stage.embeddings, lora, dtype, full=stage.body == "full")
