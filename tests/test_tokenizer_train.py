@@ -211,8 +211,8 @@ def test_weights_are_reported_with_their_corpora(tmp_path: Path, corpus: Path) -
         ([], [], "--corpus: give at least one"),
         (["c", "c"], [], "--corpus c: given twice"),
         (["c"], [1, 2], "--weight: 2 given for 1 corpora"),
-        (["c"], [0], "--weight 0: must be more than 0"),
-        (["c"], [float("inf")], "--weight inf: must be more than 0"),
+        (["c"], [0], "--weight 0: it must be more than 0"),
+        (["c"], [float("inf")], "--weight inf: it must be more than 0"),
     ],
 )
 def test_corpora_and_weights_must_fit(corpora: list[str], weight: list[float], message: str) -> None:

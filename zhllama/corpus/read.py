@@ -6,7 +6,7 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,18 @@ class Layout:
     encoding: str = "utf-8"
     documents: Split = "guess"
     key: str = "text"
+
+
+def check_weights(corpora: Sequence[str], weights: Sequence[float]) -> None:
+    """Raise UserError unless there are corpora, each given once, and either no weights or one above 0 for each."""
+    if not corpora:
+        raise UserError("--corpus: give at least one corpus directory or file")
+    if repeated := [path for path in corpora if corpora.count(path) > 1]:
+        raise UserError(f"--corpus {repeated[0]}: given twice; give it more weight with --weight")
+    if weights and len(weights) != len(corpora):
+        raise UserError(f"--weight: {len(weights)} given for {len(corpora)} corpora; give one for each")
+    if wrong := [weight for weight in weights if not 0 < weight < float("inf")]:
+        raise UserError(f"--weight {wrong[0]}: it must be more than 0")
 
 
 def read_documents(source: Path) -> Iterator[str]:

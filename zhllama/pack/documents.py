@@ -9,7 +9,7 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.corpus.read import read_documents
+from zhllama.corpus.read import check_weights, read_documents
 from zhllama.model.weights import check_block_size
 from zhllama.pack.encode import encode_to_file
 from zhllama.pack.fit import fit_documents
@@ -53,16 +53,7 @@ class PackConfig:
             raise UserError(f"max_epochs {self.max_epochs}: it must be at least 1")
         if self.threads < 0:
             raise UserError(f"threads {self.threads}: it must be at least 0")
-        if not self.corpus:
-            raise UserError("--corpus: give at least one corpus directory or file")
-        if repeated := [path for path in self.corpus if self.corpus.count(path) > 1]:
-            raise UserError(f"--corpus {repeated[0]}: given twice; give it more weight with --weight")
-        if self.weight and len(self.weight) != len(self.corpus):
-            raise UserError(
-                f"--weight: {len(self.weight)} given for {len(self.corpus)} corpora; give one for each"
-            )
-        if wrong := [weight for weight in self.weight if not 0 < weight < float("inf")]:
-            raise UserError(f"--weight {wrong[0]}: it must be more than 0")
+        check_weights(self.corpus, self.weight)
 
 
 def pack(config: PackConfig) -> None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from zhllama.artifact import Artifact, create, numbered, require, write_json
 from zhllama.config import UserError
-from zhllama.corpus.read import read_documents
+from zhllama.corpus.read import check_weights, read_documents
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import write
 from zhllama.tokenizer.admit import NORMAL, Admitted, Vocabulary, admit
@@ -77,16 +77,7 @@ class TrainTokenizerConfig:
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
-        if not self.corpus:
-            raise UserError("--corpus: give at least one corpus directory or file")
-        if repeated := [path for path in self.corpus if self.corpus.count(path) > 1]:
-            raise UserError(f"--corpus {repeated[0]}: given twice; give it more weight with --weight")
-        if self.weight and len(self.weight) != len(self.corpus):
-            raise UserError(
-                f"--weight: {len(self.weight)} given for {len(self.corpus)} corpora; give one for each"
-            )
-        if wrong := [weight for weight in self.weight if not 0 < weight < float("inf")]:
-            raise UserError(f"--weight {wrong[0]}: must be more than 0")
+        check_weights(self.corpus, self.weight)
 
 
 def train_tokenizer(config: TrainTokenizerConfig) -> None:
