@@ -37,7 +37,7 @@ def measure(way: str, tokens: int, hidden: int, rows: int, new: int) -> None:
         logits = F.linear(states, torch.cat([weight[:rows], fresh]))
         loss = F.cross_entropy(logits, labels, reduction="sum")
     else:
-        loss = linear_cross_entropy(states, weight, fresh, labels)
+        loss = linear_cross_entropy(states, weight[:rows], fresh, labels)
     loss.backward()
     seconds = time.perf_counter() - begun
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

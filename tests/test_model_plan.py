@@ -13,6 +13,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 
 from zhllama.cli import main
 from zhllama.config import UserError
+from zhllama.model import trainable
 from zhllama.model.adapter import Embeddings, LoraSettings
 from zhllama.model.cost import GPUS, find_gpu, flops_of, flops_per_token, hours
 from zhllama.model.plan import Job, _moments, count, held_rows, known_shape, memory, shape_config, states
@@ -160,7 +161,7 @@ def test_checkpointing_trades_activations_for_operations() -> None:
     plain = Job(shape_config(known_shape("7b")), 18_048, batch=4, block=1024)
     frugal = replace(plain, checkpointing=True)
     (_, before), (_, after) = (memory(job, count(job)) for job in (plain, frugal))
-    assert after["activations kept"] + after["one layer at work"] < before["activations kept"] / 10
+    assert after["activations kept"] + after["one layer at work"] < before["activations kept"] / 9
     cheap, dear = (flops_per_token(job, count(job)) for job in (plain, frugal))
     assert cheap["recomputation"] == 0 < dear["recomputation"] == dear["forward"] + dear["attention"] / 3
     assert {**dear, "recomputation": 0} == cheap
@@ -187,10 +188,13 @@ def test_operations_of_a_model_are_those_planned(
     assert flops_of(model, BLOCK) == sum(flops_per_token(job, count(job)).values())
 
 
-def test_operations_forward_are_those_that_torch_counts(extended_models: dict[str, Path], kind: str) -> None:
+def test_operations_forward_are_those_that_torch_counts(
+    extended_models: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     job = job_for(extended_models[kind], "none")
+    monkeypatch.setattr(trainable, "make_lean", lambda model: None)  # products added in place are not counted
     model = load_trainable(extended_models[kind], "none", LORA, torch.float32)
     model.base.set_attn_implementation("eager")  # its products are counted, those of the fused kernel are not
     ids = torch.zeros(BATCH, BLOCK, dtype=torch.long)
@@ -310,7 +314,9 @@ def test_the_command_prints_and_writes_a_plan(
     assert sum(second["memory_bytes"].values()) == second["peak_bytes"] > 2 * 2**30  # the overhead alone
     assert second["kinds"]["small"]["fits"] is False
     assert second["kinds"]["small"]["dollars"] == pytest.approx(2 * second["kinds"]["small"]["hours"])
-    assert third["memory_bytes"]["frozen weights"] == second["memory_bytes"]["frozen weights"] / 2
+    # Halved; and under ZeRO-3 the new rows are held twice.
+    frozen = [plan["memory_bytes"]["frozen weights"] for plan in (second, third)]
+    assert (2 * frozen[1] - frozen[0]) / second["parameters"]["embedding rows"] in (2, 4)
     assert (tmp_path / "plan" / "plan.png").stat().st_size > 10_000
 
 

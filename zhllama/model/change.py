@@ -34,7 +34,10 @@ def norms_of_change(model: TrainableModel, base: Path, lora_scale: float) -> dic
                 continue
             part, square = "LoRA", _product(parameter, trained[name.replace("lora_A", "lora_B")], lora_scale)
         elif ROWS_KEY in name:
-            part, square = "new rows", _difference(parameter, base, name.replace(ROWS_KEY, "weight"))
+            part, square = (
+                "new rows",
+                _difference(parameter, base, name.replace(ROWS_KEY, "weight"), new=True),
+            )
         elif name in ends:
             part, square = "old rows", _difference(parameter, base, name, last=-new if new else None)
             if new and parameter.requires_grad:
@@ -54,17 +57,22 @@ def _product(down: nn.Parameter, up: nn.Parameter, scale: float) -> float:
 
 
 def _difference(
-    parameter: nn.Parameter, base: Path, key: str, first: int | None = None, last: int | None = None
+    parameter: nn.Parameter,
+    base: Path,
+    key: str,
+    first: int | None = None,
+    last: int | None = None,
+    new: bool = False,
 ) -> float:
     """The squared norm of a parameter minus the base's tensor, over rows `first` to `last` of that tensor.
 
-    A parameter with fewer rows than the tensor stands for its last ones.
+    A parameter of new rows stands for the tensor's last ones, any other for its first.
     """
     total = torch.zeros((), dtype=torch.float64, device=parameter.device)
     with gathered([parameter]), find_tensor(base, key) as stored:
         rows = stored.get_shape()[0]
         begin, end, _ = slice(first, last).indices(rows)
-        offset = rows - len(parameter)
+        offset = rows - len(parameter) if new else 0
         for at in range(max(begin, offset), end, ROWS_AT_ONCE):
             until = min(at + ROWS_AT_ONCE, end)
             before: Tensor = torch.as_tensor(stored[at:until]).to(parameter.device, parameter.dtype)

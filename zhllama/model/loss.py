@@ -14,7 +14,7 @@ CHUNK = 256
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, new_rows: Tensor | None, labels: Tensor, nats: Tensor | None = None
 ) -> Tensor:
-    """Sum of next-token negative log-likelihoods of `hidden @ weight.T`, chunk by chunk.
+    """Sum of next-token negative log-likelihoods of `hidden @ [weight; new_rows].T`, chunk by chunk.
 
     The gradient is formed in the forward pass while a chunk's logits exist, so backward only scales it: the
     logits are computed once and never stored. Equal to `F.cross_entropy(..., reduction="sum")` in float32.
@@ -22,7 +22,7 @@ def linear_cross_entropy(
     Args:
         hidden: (tokens, hidden), any float dtype.
         weight: (rows, hidden); a gradient is formed only if it requires one.
-        new_rows: (n, hidden) trained rows standing in for the last n of `weight`, or None.
+        new_rows: (n, hidden) trained rows that stand below those of `weight`, or None.
         labels: (tokens,) int64, every one a valid row (mask before calling).
         nats: (tokens,) float32, filled with each token's loss where given.
 
@@ -52,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         parts = [weight.detach().to(dtype)]
         if new_rows is not None:
-            parts = [parts[0][: weight.shape[0] - new_rows.shape[0]], new_rows.detach().to(dtype)]
+            parts.append(new_rows.detach().to(dtype))
         trained = [train_weight] if new_rows is None else [False, train_new]
         rows = hidden.detach().to(dtype)
         grad_hidden = torch.empty_like(rows) if train_hidden else None

@@ -146,8 +146,8 @@ def count(job: Job) -> Counts:
 
 
 def held_rows(job: Job) -> int:
-    """Parameters that stand beside the matrices they replace: new rows are a copy of the last rows of each end."""
-    if job.embeddings != "new":
+    """Parameters held beside those that replace them: under ZeRO-3 the new rows are a copy of each end's last ones."""
+    if job.embeddings != "new" or job.zero.stage != 3:
         return 0
     return job.new_rows * int(job.config.hidden_size) * (1 if job.config.tie_word_embeddings else 2)
 

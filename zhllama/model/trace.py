@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zhllama.model.adapter import Body, LoraSettings, lora_config
+from zhllama.model.lean import make_lean
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def _model(config: Any, body: Body, lora: LoraSettings | None) -> Any:
             model = inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".layers." in name and (body == "full" or "lora_" in name))
+    make_lean(model)
     return model
 
 

@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from zhllama.artifact import read_record
 from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings, adapter_key, lora_config
+from zhllama.model.lean import make_lean
 from zhllama.model.loss import linear_cross_entropy
-from zhllama.model.weights import find_tensor, load_model
+from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, load_model
 
 
 class NewRowsEmbedding(nn.Module):
-    """Embedding whose ids from `rows - n` on are looked up in a trained matrix of n rows."""
+    """Embedding whose ids from `first_new` on are looked up in a trained matrix of their own."""
 
-    def __init__(self, weight: nn.Parameter, new_rows: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, new_rows: nn.Parameter, first_new: int) -> None:
         super().__init__()
         self.weight = weight
         self.new_rows = new_rows
-        self.first_new = weight_rows(weight) - new_rows.shape[0]
+        self.first_new = first_new
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., length) ids to (..., length, hidden)."""
-        old = F.embedding(ids, self.weight)
+        old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
         new = F.embedding((ids - self.first_new).clamp(min=0), self.new_rows).to(old.dtype)
         return torch.where((ids >= self.first_new)[..., None], new, old)
 
@@ -42,14 +43,15 @@ class LossHead(nn.Module):
 
     new_rows: nn.Parameter | None
 
-    def __init__(self, weight: nn.Parameter, new_rows: nn.Parameter | None) -> None:
+    def __init__(self, weight: nn.Parameter, new_rows: nn.Parameter | None, first_new: int | None) -> None:
         super().__init__()
         self.weight = weight
+        self.first_new = first_new
         self.register_parameter("new_rows", new_rows)
 
     def forward(self, hidden: Tensor, labels: Tensor, nats: Tensor | None = None) -> Tensor:
         """(tokens, hidden) and (tokens,) to the summed negative log-likelihood in nats; `nats` gets each token's."""
-        return linear_cross_entropy(hidden, self.weight, self.new_rows, labels, nats)
+        return linear_cross_entropy(hidden, self.weight[: self.first_new], self.new_rows, labels, nats)
 
 
 class TrainableModel(nn.Module):
@@ -135,6 +137,7 @@ def load_trainable(
         parameter.requires_grad_("lora_" in name or name.endswith("new_rows") or chosen)
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
+    make_lean(base)
     model = TrainableModel(base, count)
     return model.to(device) if device else model
 
@@ -160,21 +163,29 @@ def check_parts(directory: Path, embeddings: Embeddings, body: Body, allow_froze
         )
 
 
-def weight_rows(weight: Tensor) -> int:
-    """Rows of a matrix, also while ZeRO-3 holds it in parts."""
-    return int(getattr(weight, "ds_shape", weight.shape)[0])
-
-
 def _install_rows(base: Any, directory: Path, count: int) -> None:
     """Replace the output layer by `LossHead` and, for count > 0, give both ends a matrix of new rows."""
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     tied = bool(base.config.tie_word_embeddings)
-    output_rows = None
-    if count:
-        input_rows = nn.Parameter(last_rows(directory, "model.embed_tokens.weight", count))
-        output_rows = input_rows if tied else nn.Parameter(last_rows(directory, "lm_head.weight", count))
-        base.set_input_embeddings(NewRowsEmbedding(embedding.weight, input_rows))
-    base.lm_head = LossHead(embedding.weight if tied else head.weight, output_rows)
+    if not count:
+        base.lm_head = LossHead(embedding.weight if tied else head.weight, None, None)
+        return
+    first = base.config.vocab_size - count
+    old = _without_last(embedding.weight, first)
+    input_rows = nn.Parameter(last_rows(directory, INPUT_KEY, count))
+    base.set_input_embeddings(NewRowsEmbedding(old, input_rows, first))
+    if tied:
+        base.lm_head = LossHead(old, input_rows, first)
+    else:
+        output_rows = nn.Parameter(last_rows(directory, OUTPUT_KEY, count))
+        base.lm_head = LossHead(_without_last(head.weight, first), output_rows, first)
+
+
+def _without_last(weight: nn.Parameter, first: int) -> nn.Parameter:
+    """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them."""
+    if hasattr(weight, "ds_id"):
+        return weight
+    return nn.Parameter(weight.detach()[:first].clone(), requires_grad=False)
 
 
 def last_rows(directory: Path, key: str, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
@@ -56,16 +56,12 @@ class Trial:
     def make_room(self) -> None:
         """Grow both ends of the model; until then it is the base."""
         model = self.model.base
-        rows = [self._grown(old) for old in self.old]
-        model.set_input_embeddings(NewRowsEmbedding(rows[0], self.rows[0]))
-        model.lm_head = LossHead(rows[-1], self.rows[-1])
+        old = [
+            nn.Parameter(rows.to(self.rows[0].device, model.dtype), requires_grad=False) for rows in self.old
+        ]
+        model.set_input_embeddings(NewRowsEmbedding(old[0], self.rows[0], self.first))
+        model.lm_head = LossHead(old[-1], self.rows[-1], self.first)
         self.model = TrainableModel(model, len(self.parts))
-
-    def _grown(self, old: Tensor) -> nn.Parameter:
-        """The old rows above as many rows of zeros as there are new ones, which are looked up elsewhere."""
-        room = torch.zeros(len(self.parts), old.shape[1], dtype=old.dtype)
-        grown = torch.cat([old, room]).to(self.rows[0].device, self.model.base.dtype)
-        return nn.Parameter(grown, requires_grad=False)
 
     def start(self, init: InitSettings, seed: int) -> None:
         """Set the new rows to what resize-embeddings would write."""

@@ -1,0 +1,121 @@
+"""Layers that keep less for the backward pass and copy less on the way: the same numbers as transformers' and peft's.
+
+A norm keeps its input instead of four stages of it, a gated MLP its two inputs instead of three, and LoRA adds its
+product into the base's instead of making three tensors more; in bfloat16 it also spares a copy of its input in float32
+and back for each adapter.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def make_lean(model: nn.Module) -> None:
+    """Exchange the forward passes of the layers that are of the known form; any other stays as it is.
+
+    A LoRA layer is, unless it has dropout, a bias or DoRA's magnitudes, or ZeRO-3 holds its weights: its hooks gather
+    them where peft's own forward pass runs.
+    """
+    from peft.tuners.lora import Linear as LoraLayer
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.forward = MethodType(_norm, module)
+        elif hasattr(module, "gate_proj") and "SiLU" in type(getattr(module, "act_fn", None)).__name__:
+            module.forward = MethodType(_gated_mlp, module)
+        elif isinstance(module, LoraLayer) and _is_plain(module):
+            module.forward = MethodType(_lora, module)
+
+
+def _is_plain(layer: Any) -> bool:
+    parts = [layer.base_layer, *layer.lora_A.values(), *layer.lora_B.values()]
+    return (
+        list(layer.lora_A) == ["default"]
+        and not layer.lora_variant
+        and isinstance(layer.lora_dropout["default"], nn.Identity)
+        and all(type(part) is nn.Linear and part.bias is None for part in parts)
+        and not any(hasattr(part.weight, "ds_id") for part in parts)
+    )
+
+
+def _norm(self: Any, hidden_states: Tensor) -> Tensor:
+    normed: Tensor = _Norm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+    return normed
+
+
+def _gated_mlp(self: Any, x: Tensor) -> Tensor:
+    product: Tensor = self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-untyped-call]
+    return product
+
+
+def _lora(self: Any, x: Tensor) -> Tensor:
+    parts = (self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight)
+    result: Tensor = _Lora.apply(x, *parts, self.scaling["default"])  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(epsilon))
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (wide * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        normed = x.float() * scale
+        inner = (outer[0] * weight).float()
+        of_weight = (outer[0].float() * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        share = (inner * normed).mean(-1, keepdim=True)
+        of_x = inner.sub_(normed.mul_(share)).mul_(scale)
+        return of_x.to(x.dtype), None if of_weight is None else of_weight.to(weight.dtype), None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(outer[0] * up, gate), F.silu(gate).mul_(outer[0])
+
+
+class _Lora(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        kind = x.device.type
+        # Autocast would make copies again for the backward pass: matrices are cast by hand.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        with torch.autocast(kind, enabled=False):
+            rows = x.flatten(0, -2).to(dtype)
+            narrow = rows @ down.to(dtype).T
+            result = rows @ weight.to(dtype).T
+            result.addmm_(narrow, up.to(dtype).T, alpha=scale)
+        ctx.save_for_backward(rows, narrow, weight, down, up)
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        rows, narrow, weight, down, up = ctx.saved_tensors
+        with torch.autocast(rows.device.type, enabled=False):
+            outside = outer[0].flatten(0, -2)
+            inside = outside @ up.to(outside.dtype)
+            of_up = (outside.T @ narrow).float() * ctx.scale
+            of_down = (inside.T @ rows).float() * ctx.scale
+            of_x = None
+            if ctx.needs_input_grad[0]:
+                of_x = outside @ weight.to(outside.dtype)
+                of_x.addmm_(inside, down.to(outside.dtype), alpha=ctx.scale)
+                of_x = of_x.view(ctx.shape).to(ctx.dtype)
+        return of_x, None, of_down.to(down.dtype), of_up.to(up.dtype), None
