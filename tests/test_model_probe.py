@@ -1,6 +1,7 @@
 """probe-init: the same start as resize-embeddings, the same batches for all, ranks by the last number."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from zhllama.artifact import read_record
 from zhllama.cli import main
@@ -241,7 +243,6 @@ def test_initial_rows_take_the_output_side_from_the_settings() -> None:
         ({"tokenizer": "{model}"}, "not made by merge-tokenizer; run that first"),
         ({"tokenizer": "{other}"}, "does not match the tokenizer in --model"),
         ({"block_size": 1024}, "has 512 positions"),
-        ({"learning_rate": 3e38}, "the loss is no number at step"),
     ],
 )
 def test_refusals_leave_nothing(
@@ -263,6 +264,13 @@ def test_refusals_leave_nothing(
     }
     with pytest.raises(UserError, match=message):
         probe_init(replace(config, **changed))
+    assert not Path(config.output).exists()
+
+
+def test_a_loss_that_is_no_number(config: ProbeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda rows, most: rows[0].grad.fill_(math.nan))
+    with pytest.raises(UserError, match=r"learning_rate .*: the loss is no number at step 2; lower it"):
+        probe_init(config)
     assert not Path(config.output).exists()
 
 
