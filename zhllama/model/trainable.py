@@ -171,21 +171,27 @@ def _install_rows(base: Any, directory: Path, count: int) -> None:
         base.lm_head = LossHead(embedding.weight if tied else head.weight, None, None)
         return
     first = base.config.vocab_size - count
-    old = _without_last(embedding.weight, first)
+    old = _without_last(embedding.weight, first, directory, INPUT_KEY)
     input_rows = nn.Parameter(last_rows(directory, INPUT_KEY, count))
     base.set_input_embeddings(NewRowsEmbedding(old, input_rows, first))
     if tied:
         base.lm_head = LossHead(old, input_rows, first)
     else:
         output_rows = nn.Parameter(last_rows(directory, OUTPUT_KEY, count))
-        base.lm_head = LossHead(_without_last(head.weight, first), output_rows, first)
+        base.lm_head = LossHead(_without_last(head.weight, first, directory, OUTPUT_KEY), output_rows, first)
 
 
-def _without_last(weight: nn.Parameter, first: int) -> nn.Parameter:
-    """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them."""
+def _without_last(weight: nn.Parameter, first: int, directory: Path, key: str) -> nn.Parameter:
+    """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them.
+
+    A matrix in the file's own dtype is mapped, not read: there a view holds nothing, and a copy would hold the rest.
+    """
     if hasattr(weight, "ds_id"):
         return weight
-    return nn.Parameter(weight.detach()[:first].clone(), requires_grad=False)
+    with find_tensor(directory, key) as stored:
+        mapped = stored[:1].dtype == weight.dtype
+    rows = weight.detach()[:first]
+    return nn.Parameter(rows if mapped else rows.clone(), requires_grad=False)
 
 
 def last_rows(directory: Path, key: str, count: int) -> Tensor:
