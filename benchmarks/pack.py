@@ -14,14 +14,12 @@ import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 from table import machine, write_table
+from watch import watched
 
 ROUNDS, BLOCK, COPIES = 3, 512, 8
 PADDING_SIZES = (512, 1024, 2048, 4096)
@@ -76,35 +74,11 @@ def peer(model: str, text: str, folder: str) -> None:
 
 def measured(command: list[str]) -> tuple[float, float, float]:
     """Seconds, seconds of CPU and peak megabytes that no file stands behind, of a process and its children."""
-    import psutil
-
     before = os.times()
-    begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak = 0
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        root = psutil.Process(process.pid)
-        while not done.wait(0.05):
-            try:
-                parts = [p.memory_info() for p in (root, *root.children(recursive=True))]
-            except psutil.NoSuchProcess:
-                continue
-            peak = max(peak, sum(part.rss - part.shared for part in parts))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    _, problem = process.communicate()
-    seconds = time.perf_counter() - begun
-    done.set()
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: {problem.decode()[-500:]}")
+    seconds, peak = watched(command, lambda memory: memory.rss - memory.shared)
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return seconds, used, peak / 1e6
+    return seconds, used, peak
 
 
 def speed(models: list[str], folder: Path) -> list[list[object]]:

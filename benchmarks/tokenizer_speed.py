@@ -6,16 +6,12 @@ text would flatter a trainer that counts runs of letters.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy
-import psutil
 from table import machine, write_table
+from watch import watched
 
 from zhllama.demo.material import package_folder
 
@@ -51,30 +47,7 @@ def synthesise(path: Path, megabytes: int, seed: int = 0) -> None:
 
 def measured(command: list[str]) -> tuple[float, float]:
     """Seconds and peak megabytes (resident, all processes together) of a zhllama command."""
-    begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "zhllama", *command], stdout=subprocess.DEVNULL)
-    peak = 0
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        root = psutil.Process(process.pid)
-        while not done.wait(0.1):
-            try:
-                sizes = [p.memory_info().rss for p in (root, *root.children(recursive=True))]
-            except psutil.NoSuchProcess:
-                continue
-            peak = max(peak, sum(sizes))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    seconds = time.perf_counter() - begun
-    done.set()
-    watcher.join()
-    if code:
-        raise SystemExit(f"zhllama {' '.join(command)}: exit code {code}")
-    return seconds, peak / 1e6
+    return watched(["-m", "zhllama", *command], lambda memory: memory.rss)
 
 
 def run(base: Path, megabytes: int = 1000) -> None:

@@ -15,9 +15,8 @@ from zhllama.model.trainable import TrainableModel, last_rows
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
 
 SEAL = "complete"
-STATE_BYTES = (
-    4 + 8 + 4
-)  # of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy
+# Of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy.
+STATE_BYTES = 4 + 8 + 4
 
 
 def seal(checkpoint: Path) -> None:
@@ -37,7 +36,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 def last_checkpoint(output: Path) -> Path | None:
     """The newest whole checkpoint of a run directory."""
-    return max(checkpoints(output), key=_step, default=None)
+    return next(reversed(checkpoints(output)), None)
 
 
 def remove_others(output: Path, limit: int | None) -> None:

@@ -30,8 +30,9 @@ from zhllama.model.adapter import (
 )
 from zhllama.model.change import norms_of_change
 from zhllama.model.cost import flops_of
+from zhllama.model.loss import IGNORED
 from zhllama.model.trainable import TrainableModel
-from zhllama.pack.blocks import IGNORED, Blocks
+from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
 from zhllama.tokenizer.load import Loaded
 

@@ -14,12 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zhllama.config import UserError, split_pair
 from zhllama.corpus.read import read_documents
+from zhllama.model.loss import IGNORED
 from zhllama.model.trainable import TrainableModel
 from zhllama.terminal import track
 from zhllama.tokenizer.load import Loaded
 
 BATCH_TOKENS = 2048  # per forward pass; the loss is chunked, so this bounds the body's activations
-IGNORED = -100  # PyTorch's label for "no loss here"
 
 Batch = dict[str, Tensor]
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IGNORED = -100  # PyTorch's label for "no loss here"
 # Tokens per chunk: 256 x 128k rows x 4 bytes = 131 MB, the largest buffer the loss ever holds.
 CHUNK = 256
 

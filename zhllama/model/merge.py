@@ -60,9 +60,10 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
     if not config.adapter:
         raise UserError("--adapter: give at least one run directory of pretrain or sft")
     runs = [_finished(given) for given in config.adapter]
-    first = artifact.read_record(runs[0])["inputs"]["model"]
+    record = artifact.read_record(runs[0])
+    first = record["inputs"]["model"]
     base = artifact.require(config.model or first["path"], "model", "--model")
-    check_base(runs[0], artifact.read_record(runs[0]), base)
+    check_base(runs[0], record, base)
     adding = [late for place, late in enumerate(runs) if place and _adds(late, runs[:place], base)]
     for late in adding:
         warn(

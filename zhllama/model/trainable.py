@@ -18,7 +18,7 @@ from zhllama.artifact import read_record
 from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings, adapter_key, lora_config
 from zhllama.model.lean import make_lean
-from zhllama.model.loss import linear_cross_entropy
+from zhllama.model.loss import IGNORED, linear_cross_entropy
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, load_model
 
 
@@ -81,7 +81,7 @@ class TrainableModel(nn.Module):
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         target = labels[:, 1:]
-        wanted = target != -100
+        wanted = target != IGNORED
         labels = target[wanted]
         nats = None if self.on_loss is None else torch.empty_like(labels, dtype=torch.float32)
         loss = self.base.lm_head(hidden[:, :-1][wanted], labels, nats)

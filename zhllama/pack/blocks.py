@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-IGNORED = -100  # PyTorch's label for "no loss here"
+from zhllama.model.loss import IGNORED
 
 
 @dataclass

@@ -75,9 +75,8 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
     with create(config.output, "tokenizer", "merge-tokenizer", config, inputs) as artifact:
         if config.policy == "union":
             keys, (fast, proto) = _union(base, source.file, specials.new)
-            source = replace(
-                source, dropped={}, normaliser=None
-            )  # the published script takes all as they are
+            # The published script takes all as they are.
+            source = replace(source, dropped={}, normaliser=None)
             admitted = Admitted(keys=keys, texts=keys)
         else:
             admitted, fast, proto = extend_base(base, source.pieces, specials.new)
