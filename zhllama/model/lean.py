@@ -2,11 +2,13 @@
 
 A norm keeps its input instead of four stages of it, a gated MLP its two inputs instead of three, and LoRA adds its
 product into the base's instead of making three tensors more; in bfloat16 it also spares a copy of its input in float32
-and back for each adapter.
+and back for each adapter. What a norm or a gate made for LoRA is made again in the backward pass: no matrix product,
+and a third of what a layer would keep.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -43,34 +45,58 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
+# The attribute of a norm's or gate's result that says how to make it again: a function and its tensors. LoRA keeps
+# these, which the norm or gate keeps anyway, instead of the result.
+MADE_BY = "made_by"
+
+
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:
     normed: Tensor = _Norm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+    made_by = (partial(_normed, epsilon=self.variance_epsilon), (hidden_states, self.weight))
+    setattr(normed, MADE_BY, made_by)
     return normed
 
 
 def _gated_mlp(self: Any, x: Tensor) -> Tensor:
-    product: Tensor = self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-untyped-call]
+    gate, up = self.gate_proj(x), self.up_proj(x)
+    gated: Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
+    setattr(gated, MADE_BY, (_gated, (gate, up)))
+    product: Tensor = self.down_proj(gated)
     return product
 
 
 def _lora(self: Any, x: Tensor) -> Tensor:
     parts = (self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight)
-    result: Tensor = _Lora.apply(x, *parts, self.scaling["default"])  # type: ignore[no-untyped-call]
+    result: Tensor = _Lora.apply(x, *parts, self.scaling["default"], getattr(x, MADE_BY, None))  # type: ignore[no-untyped-call]
     return result
+
+
+def _normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    return weight * (wide * _scale(wide, epsilon)).to(x.dtype)
+
+
+def _scale(wide: Tensor, epsilon: float) -> Tensor:
+    return torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(epsilon))
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate).mul_(up)
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(epsilon))
-        ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return _normed(x, weight, epsilon)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale
+        x, weight = ctx.saved_tensors
+        wide = x.float()
+        scale = _scale(wide, ctx.epsilon)
+        normed = wide * scale
         inner = (outer[0] * weight).float()
         of_weight = (outer[0].float() * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         share = (inner * normed).mean(-1, keepdim=True)
@@ -82,7 +108,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
@@ -92,7 +118,9 @@ class _Gate(torch.autograd.Function):
 
 class _Lora(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float, made_by: Any
+    ) -> Tensor:
         kind = x.device.type
         # Autocast would make copies again for the backward pass: matrices are cast by hand.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -101,14 +129,16 @@ class _Lora(torch.autograd.Function):
             narrow = rows @ down.to(dtype).T
             result = rows @ weight.to(dtype).T
             result.addmm_(narrow, up.to(dtype).T, alpha=scale)
-        ctx.save_for_backward(rows, narrow, weight, down, up)
+        ctx.make, kept = made_by or (None, (rows,))
+        ctx.save_for_backward(narrow, weight, down, up, *kept)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        rows, narrow, weight, down, up = ctx.saved_tensors
-        with torch.autocast(rows.device.type, enabled=False):
+        narrow, weight, down, up, *kept = ctx.saved_tensors
+        with torch.autocast(narrow.device.type, enabled=False):
+            rows = ctx.make(*kept).flatten(0, -2).to(narrow.dtype) if ctx.make else kept[0]
             outside = outer[0].flatten(0, -2)
             inside = outside @ up.to(outside.dtype)
             of_up = (outside.T @ narrow).float() * ctx.scale
@@ -118,4 +148,4 @@ class _Lora(torch.autograd.Function):
                 of_x = outside @ weight.to(outside.dtype)
                 of_x.addmm_(inside, down.to(outside.dtype), alpha=ctx.scale)
                 of_x = of_x.view(ctx.shape).to(ctx.dtype)
-        return of_x, None, of_down.to(down.dtype), of_up.to(up.dtype), None
+        return of_x, None, of_down.to(down.dtype), of_up.to(up.dtype), None, None

@@ -10,6 +10,8 @@ from torch import Tensor
 IGNORED = -100  # PyTorch's label for "no loss here"
 # Tokens per chunk: 256 x 128k rows x 4 bytes = 131 MB, the largest buffer the loss ever holds.
 CHUNK = 256
+# New rows per product of their gradient, so that no product is as large as the gradient itself.
+ROWS = 4096
 
 
 def linear_cross_entropy(
@@ -91,7 +93,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 first = 0
                 for grad, share, part in zip(grads, shares, parts, strict=True):
                     if grad is not None:
-                        grad += share.T @ scaled
+                        for top in range(0, len(part), ROWS):
+                            grad[top : top + ROWS] += share[:, top : top + ROWS].T @ scaled
                         own = (target >= first) & (target < first + len(part))
                         grad.index_add_(0, target[own] - first, piece[own].float(), alpha=-1)
                     first += len(part)
@@ -103,10 +106,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, *grads = ctx.saved_tensors
         hidden_dtype, weight_dtype, new_dtype = ctx.dtypes
-        scale = outer[0]
 
         def scaled(grad: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-            return None if grad is None else (grad * scale).to(dtype)
+            # In place: autograd takes the detached result as `.grad` without a copy, and refuses a second backward.
+            return None if grad is None else grad.mul_(outer[0]).detach().to(dtype)
 
         if new_dtype is None:
             return scaled(grad_hidden, hidden_dtype), scaled(grads[0], weight_dtype), None, None, None

@@ -21,7 +21,7 @@ import torch
 
 from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
-from zhllama.model.loss import CHUNK
+from zhllama.model.loss import CHUNK, ROWS
 from zhllama.model.trace import Traced, trace
 from zhllama.model.zero import Zero
 
@@ -235,11 +235,12 @@ def _loss(job: Job, trained_rows: int, wide: int) -> tuple[float, float]:
     hidden = tokens * config.hidden_size
     copies = narrow * trained_rows if job.trained_bytes != narrow else 0
     logits = chunk * config.vocab_size * (4 + (narrow if narrow != 4 else 0))
-    # The states with a label and their gradient; the rows' gradient in float32 and a chunk's product for it.
+    # The states with a label and their gradient; the rows' gradient in float32, and one of its products, which a sum
+    # of two dtypes on CPU holds once more.
     labelled = hidden * (wide + narrow) + 16 * tokens
-    promoted = 4 * trained_rows if job.cpu and narrow != 4 else 0  # `grad += product` of two dtypes
-    forward = labelled + copies + logits + trained_rows * (4 + narrow) + promoted
-    backward = labelled + trained_rows * (8 + (narrow if job.trained_bytes != 4 else 0)) + 2 * hidden * wide
+    product = min(ROWS * config.hidden_size, trained_rows) * (narrow + (4 if job.cpu and narrow != 4 else 0))
+    forward = labelled + copies + logits + 4 * trained_rows + product
+    backward = labelled + trained_rows * (4 + (narrow if job.trained_bytes != 4 else 0)) + 2 * hidden * wide
     return forward, backward
 
 

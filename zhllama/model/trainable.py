@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zhllama.artifact import read_record
 from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings, adapter_key, lora_config
+from zhllama.model.heap import trim_between_layers
 from zhllama.model.lean import make_lean
 from zhllama.model.loss import IGNORED, linear_cross_entropy
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, load_model
@@ -138,6 +139,8 @@ def load_trainable(
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
     make_lean(base)
+    if base.device.type == "cpu":
+        trim_between_layers(base)
     model = TrainableModel(base, count)
     return model.to(device) if device else model
 
