@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -341,9 +341,13 @@ def test_deepspeed_interrupted_and_started_again_equals_uninterrupted(
 ) -> None:
     zero = ["--train.deepspeed", f"ds_configs/zero{stage}.json"]
     output = tmp_path / "run"
-    code, said = interrupt(launch(words, output, *zero), output)
+    process = launch(words, output, *zero)
+    code, said = interrupt(process, output)
     assert code != 0
     assert "result" not in read_record(output), said
+    command = [str(word) for word in cast("list[object]", process.args)]
+    port = command[command.index("--master_port") + 1]
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))  # 69 MB a rank that nobody would free
     shutil.copytree(output, tmp_path / "alone")
     said = finished(launch(words, output, *zero))
     assert "resuming from" in said

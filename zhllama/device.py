@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -40,3 +42,12 @@ def prefers_bf16() -> bool:
 def default_dtype() -> torch.dtype:
     """What weights are held and multiplied in where nothing else is asked for."""
     return torch.bfloat16 if prefers_bf16() else torch.float32
+
+
+def remove_shared_file(rank: int) -> None:
+    """Unlink the memory by which this rank meets the others on CPU: DeepSpeed never does, 69 MB of RAM a rank.
+
+    To be called when all ranks have opened it: what is open stays usable until the last of them ends, killed or not.
+    """
+    name = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{name}").unlink(missing_ok=True)

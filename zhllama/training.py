@@ -14,7 +14,7 @@ from transformers import TrainingArguments, set_seed
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.device import prefers_bf16
+from zhllama.device import prefers_bf16, remove_shared_file
 from zhllama.model.adapter import parameter_count, part_of
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.pack.blocks import Blocks
@@ -104,6 +104,7 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
         # Over connections that stand already: a rank that is gone breaks them here, where the groups that DeepSpeed
         # makes next would wait for it for half an hour.
         torch.distributed.barrier()
+        remove_shared_file(torch.distributed.get_rank())
     lora = stage.lora if stage.body == "lora" else None
     dtype = compute_dtype(stage.train)
     model = load_trainable(model_dir, stage.embeddings, lora, dtype, full=stage.body == "full")
