@@ -10,16 +10,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Layout, Split, list_files
 from zhllama.corpus.rules import Limits
+from zhllama.corpus.tally import Tally
 from zhllama.terminal import print_table, progress_bar, say, warn
-
-if TYPE_CHECKING:
-    from zhllama.corpus.stages import Tally
 
 REMEDY = {
     "empty": "--key, --documents",
@@ -28,7 +27,9 @@ REMEDY = {
     "mostly symbols": "--max-symbols",
     "too little Chinese": "--min-chinese",
     "repetitive": "--max-repetition",
+    "personal data": "--privacy",
 }
+PRIVACY_DONE = {"replace": "replaced", "drop": "documents dropped"}
 GUESSES = {
     "blank-line": "split at blank lines",
     "file": "taken as one document each",
@@ -61,6 +62,9 @@ class CleanConfig:
     """Drop documents where less than this share of letters is Chinese."""
     deduplicate: bool = True
     """Keep only the first of documents with the same text (white space not compared)."""
+    privacy: Privacy = "replace"
+    """Personal data (mail, IP, phones, resident IDs, credit codes, bank cards, plates, QQ, WeChat): replace each
+    item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
     workers: int = 0
     """Processes; 0: one per core. The output is the same whatever their number."""
     shard_megabytes: float = 16
@@ -102,8 +106,6 @@ def clean(config: CleanConfig) -> None:
         work = output / ".work"
         tasks = _bundle(files, source, work, round(config.shard_megabytes * 1e6))
         _run(config, output, work, tasks, sum(file.stat().st_size for file in files))
-        from zhllama.corpus.stages import Tally
-
         tally = Tally.total(work)
         _refuse_nothing(source, tally)
         characters = tally.counts["characters"]
@@ -115,12 +117,13 @@ def clean(config: CleanConfig) -> None:
             han_share=round(tally.counts["han"] / characters, 4),
             dropped=dict(tally.dropped.most_common()),
             replacement_characters=tally.counts["replacement characters"],
+            personal=dict(tally.personal.most_common()),
         )
         from zhllama.corpus.report import write_report
 
         write_report(output / "report.html", config.corpus, made.result, tally)
         shutil.rmtree(work)
-    _summarise(output, made.result, tally)
+    _summarise(config, made.result, tally)
 
 
 def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
@@ -166,7 +169,7 @@ def _run(config: CleanConfig, output: Path, work: Path, tasks: int, input_bytes:
 
     first = [
         stages.ReadBundle(folder, layout),
-        stages.Judge(folder, limits),
+        stages.Judge(folder, limits, config.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]
     last = [
@@ -236,7 +239,7 @@ def _refuse_nothing(source: Path, tally: Tally) -> None:
         )
 
 
-def _summarise(output: Path, result: dict[str, Any], tally: Tally) -> None:
+def _summarise(config: CleanConfig, result: dict[str, Any], tally: Tally) -> None:
     for split, count in tally.guessed.items():
         say(f"{count} .txt files {GUESSES[split]}; --documents file|line|blank-line decides otherwise")
     for name, lines in tally.glued.most_common(3):
@@ -244,9 +247,12 @@ def _summarise(output: Path, result: dict[str, Any], tally: Tally) -> None:
     rows = [["kept", result["documents"], result["documents"] / result["read"]]]
     rows += [[reason, count, count / result["read"]] for reason, count in result["dropped"].items()]
     print_table("documents", ["", "count", "share"], rows)
+    if result["personal"]:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in result["personal"].items())
+        say(f"personal data ({PRIVACY_DONE[config.privacy]}): {listed}; --privacy replace|drop|keep decides")
     if result["replacement_characters"]:
         say(f"{result['replacement_characters']:,} characters (U+FFFD) were lost before this text came here")
     say(
-        f"{output}: {result['documents']:,} documents, {result['characters']:,} characters "
+        f"{config.output}: {result['documents']:,} documents, {result['characters']:,} characters "
         f"({result['han_share']:.0%} Chinese), report.html"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zhllama.corpus.stages import Tally
+from zhllama.corpus.tally import Tally
 from zhllama.page import Page, bar_plot
 
 
@@ -25,6 +25,10 @@ def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) 
     page.table(
         ["", "documents", "share"], [[name, count, f"{count / result['read']:.2%}"] for name, count in rows]
     )
+    if result["personal"]:
+        page.heading("Personal data")
+        page.paragraph("Found by kind, and never shown here.", note=True)
+        page.table(["kind", "found"], [[kind, count] for kind, count in result["personal"].items()])
     page.heading("Lengths of kept documents")
     bins = sorted(map(int, tally.lengths))
     # Every length between the shortest and the longest has its bar, an empty one too.

@@ -10,11 +10,8 @@ import json
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import IO, Any
 
 import multiprocess  # type: ignore[import-untyped]
@@ -24,79 +21,13 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from multiprocess import forkserver, resource_tracker
 
+from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Layout, read_file
 from zhllama.corpus.rules import HAN, SPACE, Limits, judge, normalise
+from zhllama.corpus.tally import Meter, Tally
 
-EXAMPLES = 3
-EXAMPLE_CHARACTERS = 120
 GLUED_LINES = 1000  # a guessed document of more lines is worth a word of warning
 LAST_RANK = 65534  # datatrove's exact deduplication ranks tasks in 16 bits
-
-
-@dataclass
-class Tally:
-    """What a step saw: counts by name, dropped documents by reason, examples of them, kept ones by length.
-
-    `glued` holds the lines of a guessed document that are too many to be one, by its id.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    guessed: Counter[str] = field(default_factory=Counter)
-    lengths: Counter[str] = field(default_factory=Counter)
-    glued: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[list[str]]] = field(default_factory=dict)
-
-    def drop(self, reason: str, document: Document) -> None:
-        """Count a dropped document; the first few of each reason are shown in the report."""
-        self.dropped[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < EXAMPLES:
-            text = document.text
-            shown.append(
-                [document.id, text[:EXAMPLE_CHARACTERS] + ("…" if len(text) > EXAMPLE_CHARACTERS else "")]
-            )
-
-    def save(self, work: str, step: str, rank: int) -> None:
-        """Write this task's part; examples may hold lone surrogates, which JSON escapes."""
-        path = Path(work) / "tally" / f"{step}-{rank:05d}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.__dict__), encoding="utf-8")
-
-    @classmethod
-    def total(cls, work: Path) -> Tally:
-        """The sum over all tasks in rank order."""
-        total = cls()
-        for path in sorted((work / "tally").glob("*.json")):
-            part = json.loads(path.read_text(encoding="utf-8"))
-            for name in ("counts", "dropped", "guessed", "lengths", "glued"):
-                getattr(total, name).update(part[name])
-            for reason, shown in part["examples"].items():
-                held = total.examples.setdefault(reason, [])
-                held.extend(shown[: EXAMPLES - len(held)])
-        return total
-
-
-class Meter:
-    """Tells the process that shows progress how many bytes a task has read, through a file."""
-
-    def __init__(self, work: str, stage: str, rank: int) -> None:
-        self.path = Path(work) / f"progress-{stage}" / f"{rank:05d}"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.before = self.here = 0
-        self.told = 0.0
-
-    def __call__(self, here: int) -> None:
-        """Note how far into the current file the task is."""
-        self.here = here
-        if monotonic() - self.told > 0.3:
-            self.told = monotonic()
-            self.path.write_text(str(self.before + here))
-
-    def next_file(self) -> None:
-        """Note that the current file is done."""
-        self.before += self.here
-        self.here = 0
 
 
 class ReadBundle(PipelineStep):  # type: ignore[misc]
@@ -151,14 +82,14 @@ class ReadKept(PipelineStep):  # type: ignore[misc]
 
 
 class Judge(PipelineStep):  # type: ignore[misc]
-    """Normalise each document and keep it, or drop it with a reason."""
+    """Normalise each document, keep it or drop it with a reason, and take personal data out of what is kept."""
 
     type = "🔻 - FILTER"
     name = "zhllama rules"
 
-    def __init__(self, work: str, limits: Limits) -> None:
+    def __init__(self, work: str, limits: Limits, privacy: Privacy) -> None:
         super().__init__()
-        self.work, self.limits = work, limits
+        self.work, self.limits, self.privacy = work, limits, privacy
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield what is kept; examples of what is dropped show the text as it was before."""
@@ -166,7 +97,12 @@ class Judge(PipelineStep):  # type: ignore[misc]
         for document in data:
             tally.counts["replacement characters"] += document.text.count("\ufffd")
             text = normalise(document.text)
-            if reason := judge(text, self.limits):
+            reason = judge(text, self.limits)
+            if not reason and self.privacy != "keep":
+                text, kinds = redact(text)
+                tally.personal.update(kinds)
+                reason = "personal data" if kinds and self.privacy == "drop" else None
+            if reason:
                 tally.drop(reason, document)
             else:
                 document.text = text
