@@ -32,7 +32,11 @@ def run(
     tmp_path: Path, corpus: Path, name: str = "out", **settings: object
 ) -> tuple[Path, dict[str, object]]:
     output = tmp_path / name
-    clean(CleanConfig(corpus=str(corpus), output=str(output), **{"workers": 1, **settings}))  # type: ignore[arg-type]
+    clean(
+        CleanConfig(
+            corpus=str(corpus), output=str(output), **{"workers": 1, "near_duplicates": False, **settings}
+        )
+    )  # type: ignore[arg-type]
     return output, json.loads((output / "run.json").read_text(encoding="utf-8"))["result"]
 
 

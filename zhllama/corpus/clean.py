@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import shutil
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.corpus.passes import Plan, run_passes
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Layout, Split, list_files
 from zhllama.corpus.rules import Limits
 from zhllama.corpus.tally import Tally
-from zhllama.terminal import print_table, progress_bar, say, warn
+from zhllama.terminal import print_table, say, warn
 
 REMEDY = {
     "empty": "--key, --documents",
@@ -62,6 +58,9 @@ class CleanConfig:
     """Drop documents where less than this share of letters is Chinese."""
     deduplicate: bool = True
     """Keep only the first of documents with the same text (white space not compared)."""
+    near_duplicates: bool = True
+    """Of documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all from
+    85%) keep the one with the most letters, of equals the earliest; only where deduplicate is true."""
     privacy: Privacy = "replace"
     """Personal data (mail, IP, phones, resident IDs, credit codes, bank cards, plates, QQ, WeChat): replace each
     item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
@@ -103,10 +102,8 @@ def clean(config: CleanConfig) -> None:
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
     with artifact.create(output, "corpus", "clean", config, {"corpus": source}) as made:
-        work = output / ".work"
-        tasks = _bundle(files, source, work, round(config.shard_megabytes * 1e6))
-        _run(config, output, work, tasks, sum(file.stat().st_size for file in files))
-        tally = Tally.total(work)
+        run_passes(_plan(config), output, files, source)
+        tally = Tally.total(output / ".work")
         _refuse_nothing(source, tally)
         characters = tally.counts["characters"]
         made.result.update(
@@ -122,110 +119,20 @@ def clean(config: CleanConfig) -> None:
         from zhllama.corpus.report import write_report
 
         write_report(output / "report.html", config.corpus, made.result, tally)
-        shutil.rmtree(work)
+        shutil.rmtree(output / ".work")
     _summarise(config, made.result, tally)
 
 
-def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
-    """Write the files of each task, neighbours up to `size` bytes together; return the number of tasks."""
-    from zhllama.corpus.stages import LAST_RANK
-
-    root = source if source.is_dir() else source.parent
-    size = max(size, sum(file.stat().st_size for file in files) // (LAST_RANK // 2))
-    bundles: list[list[tuple[str, str]]] = []
-    filled = size
-    for file in files:
-        if filled + file.stat().st_size > size:
-            bundles.append([])
-            filled = 0
-        filled += file.stat().st_size
-        bundles[-1].append((str(file.resolve()), file.relative_to(root).as_posix()))
-    (work / "bundles").mkdir(parents=True)
-    for rank, bundle in enumerate(bundles):
-        (work / "bundles" / f"{rank:05d}.json").write_text(json.dumps(bundle), encoding="utf-8")
-    return len(bundles)
-
-
-def _run(config: CleanConfig, output: Path, work: Path, tasks: int, input_bytes: int) -> None:
-    """Read and judge; find duplicates; write: the three passes of exact deduplication."""
-    from datatrove.pipeline.dedup.exact_dedup import (
-        ExactDedupConfig,
-        ExactDedupFilter,
-        ExactDedupSignature,
-        ExactFindDedups,
+def _plan(config: CleanConfig) -> Plan:
+    return Plan(
+        Layout(config.encoding, config.documents, config.key),
+        Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese),
+        config.privacy,
+        config.deduplicate,
+        config.near_duplicates and config.deduplicate,
+        config.workers,
+        round(config.shard_megabytes * 1e6),
     )
-
-    from zhllama.corpus import stages
-
-    workers = min(config.workers or len(os.sched_getaffinity(0)), tasks)
-    limits = Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese)
-    layout = Layout(config.encoding, config.documents, config.key)
-    same = ExactDedupConfig(stages.text_without_space, stages.priority)
-    folder, signatures, duplicates = str(work), str(work / "signatures"), str(work / "duplicates")
-
-    def run(stage: str, pipeline: list[Any], tasks: int = tasks) -> None:
-        with _logged(output / "logs" / f"{stage}.log"):
-            stages.Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
-
-    first = [
-        stages.ReadBundle(folder, layout),
-        stages.Judge(folder, limits, config.privacy),
-        stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
-    ]
-    last = [
-        stages.ReadKept(folder),
-        stages.Measure(folder),
-        stages.WriteDocuments(str(output), "documents-${rank}.jsonl", round(config.shard_megabytes * 1e6)),
-    ]
-    if config.deduplicate:
-        first.append(ExactDedupSignature(signatures, same))
-        last.insert(1, ExactDedupFilter(duplicates, same, stages.CountDuplicates(folder)))
-    with _progress("reading and filtering (KB)", input_bytes, work / "progress-read"):
-        run("read", first)
-    if config.deduplicate:
-        run("find-duplicates", [ExactFindDedups(signatures, duplicates, same)], tasks=1)
-    kept = sum(file.stat().st_size for file in (work / "kept").glob("*"))
-    with _progress("writing (KB)", kept, work / "progress-write"):
-        run("write", last)
-
-
-@contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Send what datatrove and tqdm say on standard error to a file; the terminal is for people.
-
-    To be entered after a progress bar, which redirects standard error to the terminal above the bar.
-    """
-    from datatrove.utils.logging import logger, setup_default_logger
-
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8") as log, contextlib.redirect_stderr(log):
-        setup_default_logger()
-        try:
-            yield
-        finally:
-            logger.remove()
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int, folder: Path) -> Iterator[None]:
-    """A bar fed from the files in which the tasks note how many bytes they have read."""
-    done = threading.Event()
-    with progress_bar() as bar:
-        task = bar.add_task(what, total=total // 1000, note="")
-
-        def poll() -> None:
-            while not done.wait(0.3):
-                read = sum(int(file.read_text() or 0) for file in folder.glob("*"))
-                bar.update(task, completed=read // 1000)
-
-        watcher = threading.Thread(target=poll, daemon=True)
-        watcher.start()
-        try:
-            yield
-            bar.update(task, completed=total // 1000)
-        finally:
-            done.set()
-            watcher.join()
 
 
 def _refuse_nothing(source: Path, tally: Tally) -> None:

@@ -29,6 +29,15 @@ def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) 
         page.heading("Personal data")
         page.paragraph("Found by kind, and never shown here.", note=True)
         page.table(["kind", "found"], [[kind, count] for kind, count in result["personal"].items()])
+    if tally.clusters:
+        page.heading("Near-duplicates")
+        page.paragraph(
+            "Documents that share most of their 5-character sequences, exact copies counted in. Of each cluster "
+            "the one with the most letters was kept, of equals the earliest.",
+            note=True,
+        )
+        sizes = sorted(tally.clusters.items(), key=lambda item: int(item[0]))
+        page.table(["documents in a cluster", "clusters"], [[int(size), count] for size, count in sizes])
     page.heading("Lengths of kept documents")
     bins = sorted(map(int, tally.lengths))
     # Every length between the shortest and the longest has its bar, an empty one too.

@@ -1,4 +1,4 @@
-"""The steps of `clean` as datatrove blocks, and the executor that runs them.
+"""Reading, judging, measuring and writing as datatrove blocks.
 
 Tasks are bundles of input files that depend on the input alone, never on the number of workers, and all that
 a task leaves is named by its rank: that is why the result is the same bytes whoever computed it.
@@ -7,27 +7,21 @@ a task leaves is named by its rank: that is why the result is the same bytes who
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import multiprocess  # type: ignore[import-untyped]
 from datatrove.data import Document
-from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from multiprocess import forkserver, resource_tracker
 
+from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Layout, read_file
-from zhllama.corpus.rules import HAN, SPACE, Limits, judge, normalise
+from zhllama.corpus.rules import HAN, Limits, judge, normalise
 from zhllama.corpus.tally import Meter, Tally
 
 GLUED_LINES = 1000  # a guessed document of more lines is worth a word of warning
-LAST_RANK = 65534  # datatrove's exact deduplication ranks tasks in 16 bits
 
 
 class ReadBundle(PipelineStep):  # type: ignore[misc]
@@ -64,16 +58,16 @@ class ReadKept(PipelineStep):  # type: ignore[misc]
     type = "📖 - READER"
     name = "zhllama kept documents"
 
-    def __init__(self, work: str) -> None:
+    def __init__(self, work: str, stage: str) -> None:
         super().__init__()
-        self.work = work
+        self.work, self.stage = work, stage
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield nothing where the rules kept nothing."""
         path = Path(self.work) / "kept" / f"{rank:05d}.jsonl"
         if not path.is_file():
             return
-        meter = Meter(self.work, "write", rank)
+        meter = Meter(self.work, self.stage, rank)
         with path.open("rb") as lines:
             for line in lines:
                 row = json.loads(line)
@@ -108,24 +102,6 @@ class Judge(PipelineStep):  # type: ignore[misc]
                 document.text = text
                 yield document
         tally.save(self.work, "judge", rank)
-
-
-class CountDuplicates:
-    """What datatrove's deduplication calls a writer of dropped documents; it only counts them."""
-
-    def __init__(self, work: str) -> None:
-        self.work, self.tally, self.rank = work, Tally(), 0
-
-    def __enter__(self) -> CountDuplicates:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.tally.save(self.work, "unique", self.rank)
-
-    def write(self, document: Document, rank: int) -> None:
-        """Count one document whose text was kept before."""
-        self.rank = rank
-        self.tally.drop("duplicate", document)
 
 
 class Measure(PipelineStep):  # type: ignore[misc]
@@ -169,33 +145,3 @@ class WriteDocuments(DiskWriter):  # type: ignore[misc]
     def _get_filename_with_file_id(self, filename: str) -> str:
         # datatrove puts the number first; last, the order of names is the order of documents
         return filename.replace(".jsonl", f"-{self.file_id_counter[filename]:05d}.jsonl")
-
-
-class Executor(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's local executor, silent: its workers log to files only and leave Ctrl-C to their parent."""
-
-    def run(self) -> Any:
-        """Run all tasks; workers are born with Ctrl-C blocked, so that none of them prints a traceback."""
-        if self.workers > 1:
-            resource_tracker.ensure_running()  # unblocks the signal, so it comes first
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                forkserver.ensure_running()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return super().run()
-
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        if multiprocess.parent_process() and sys.stderr.name != os.devnull:
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the worker)
-        return super()._run_for_rank(rank, local_rank, node_rank)
-
-
-def text_without_space(document: Document) -> str:
-    """What two documents must share to count as the same."""
-    return SPACE.sub("", document.text)
-
-
-def priority(document: Document) -> int:
-    """Of equal documents the earliest is kept: that of the highest priority, then the first in its task."""
-    return int(document.metadata["priority"])

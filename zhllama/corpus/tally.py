@@ -24,7 +24,7 @@ class Tally:
     """What a step saw: counts by name, dropped documents by reason, examples of them, kept ones by length.
 
     `glued` holds the lines of a guessed document that are too many to be one, by its id; `personal` counts
-    personal data by kind.
+    personal data by kind, `clusters` near-duplicates by the size of their cluster.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -32,6 +32,7 @@ class Tally:
     guessed: Counter[str] = field(default_factory=Counter)
     lengths: Counter[str] = field(default_factory=Counter)
     personal: Counter[str] = field(default_factory=Counter)
+    clusters: Counter[str] = field(default_factory=Counter)
     glued: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[list[str]]] = field(default_factory=dict)
 
