@@ -1,14 +1,19 @@
 import gzip
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from zhllama import cli
 from zhllama.config import UserError
-from zhllama.corpus import stages
+from zhllama.corpus import rules, stages
 from zhllama.corpus.clean import CleanConfig, clean
 from zhllama.corpus.read import read_documents
+from zhllama.corpus.rules import Limits
 
 SUBJECTS = ("国务院", "气象台", "图书馆", "少年队", "列车员", "老教授")
 PREDICATES = ("公布了今年的计划", "提醒市民注意降温", "向读者借出了三万册书", "赢得了昨晚的比赛")
@@ -147,7 +152,7 @@ def test_many_lines_in_one_guessed_document_are_pointed_out(
     assert result["documents"] == 1200
 
 
-def test_an_interrupted_run_is_unfinished_and_starts_over(
+def test_an_interrupted_run_is_unfinished_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = folder(tmp_path / "in")
@@ -164,6 +169,66 @@ def test_an_interrupted_run_is_unfinished_and_starts_over(
     output, result = run(tmp_path, corpus)
     assert result["documents"] == 90
     assert not (output / ".work").exists()
+
+
+def test_a_run_goes_on_with_the_same_settings_and_text_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, judged, stop = folder(tmp_path / "in"), [], False
+
+    def judge(text: str, limits: Limits) -> str | None:
+        judged.append(text)
+        if len(judged) == 100 and stop:
+            raise KeyboardInterrupt
+        return rules.judge(text, limits)
+
+    monkeypatch.setattr(stages, "judge", judge)
+    expected = contents(run(tmp_path, corpus, "whole", shard_megabytes=0.002)[0])
+    for change, again in ((None, 66), ("setting", 132), ("text", 132)):
+        judged, stop = [], True
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, corpus, str(change), shard_megabytes=0.002)
+        judged, stop = [], False
+        if change == "text":
+            (corpus / "0.txt").write_text(
+                (corpus / "0.txt").read_text(encoding="utf-8") + "\n", encoding="utf-8"
+            )
+        settings = {"min_characters": 21} if change == "setting" else {}
+        output, _ = run(tmp_path, corpus, str(change), shard_megabytes=0.002, **settings)
+        assert len(judged) == again
+        assert contents(output) == expected
+
+
+STAGES = (
+    "read/completions/00001",
+    "near-pairs/completions/00003",
+    "near/completions",
+    "write/completions/00000",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_goes_on_to_the_same_bytes_and_leaves_no_process(tmp_path: Path, stage: str) -> None:
+    corpus, flags = folder(tmp_path / "in"), {"workers": 2, "shard_megabytes": 0.002, "near_duplicates": True}
+    expected = contents(run(tmp_path, corpus, "whole", **flags)[0])
+    words = [
+        "clean",
+        "--corpus",
+        str(corpus),
+        "--output",
+        str(tmp_path / "out"),
+        "--shard-megabytes",
+        "0.002",
+    ]
+    with subprocess.Popen([sys.executable, "-m", "zhllama", *words, "--workers", "2"]) as process:
+        while not (tmp_path / "out" / "logs" / stage).exists():
+            assert process.poll() is None, "it finished before it could be killed"
+            time.sleep(0.002)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert contents(run(tmp_path, corpus, "out", **flags)[0]) == expected
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

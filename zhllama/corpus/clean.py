@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zhllama import artifact
-from zhllama.config import UserError
+from zhllama.config import UserError, as_given
 from zhllama.corpus.passes import Plan, run_passes
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Layout, Split, list_files
@@ -90,6 +90,7 @@ def clean(config: CleanConfig) -> None:
 
     Each document is normalised (`rules.normalise`), kept or dropped by the rules in `rules.RULES`, and
     dropped where an earlier one has the same text. The order of documents is the order of the input.
+    An interrupted run with the same settings goes on after the last portion of input that it finished.
     `run.json` counts documents, characters, bytes, the share of Chinese characters, and dropped documents
     by reason.
 
@@ -101,7 +102,8 @@ def clean(config: CleanConfig) -> None:
     files = list_files(source)
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
-    with artifact.create(output, "corpus", "clean", config, {"corpus": source}) as made:
+    resume = _can_go_on(config, output)
+    with artifact.create(output, "corpus", "clean", config, {"corpus": source}, resume) as made:
         run_passes(_plan(config), output, files, source)
         tally = Tally.total(output / ".work")
         _refuse_nothing(source, tally)
@@ -119,8 +121,20 @@ def clean(config: CleanConfig) -> None:
         from zhllama.corpus.report import write_report
 
         write_report(output / "report.html", config.corpus, made.result, tally)
-        shutil.rmtree(output / ".work")
+        # In one step, or a run killed in between would go on from a part of it.
+        (output / ".work").rename(output / ".done")
+        shutil.rmtree(output / ".done")
     _summarise(config, made.result, tally)
+
+
+def _can_go_on(config: CleanConfig, output: Path) -> bool:
+    """Whether an unfinished run has left what it did, with these settings and inputs; otherwise it starts over."""
+    if not (output / ".work").is_dir():
+        return False
+    begun = artifact.read_record(output)
+    if begun["settings"] | {"workers": 0} != as_given(replace(config, workers=0)):
+        return False
+    return bool(begun["inputs"]["corpus"]["fingerprint"] == artifact.fingerprint(config.corpus))
 
 
 def _plan(config: CleanConfig) -> Plan:

@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
 
 import multiprocess  # type: ignore[import-untyped]
 from datatrove.executor import LocalPipelineExecutor
@@ -21,26 +22,36 @@ PRELOAD = ["zhllama.corpus.stages", "zhllama.corpus.near"]
 
 
 class Executor(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's local executor, silent: its workers log to files only and leave Ctrl-C to their parent."""
+    """datatrove's local executor without its manager process, which would outlive a killed run.
 
-    def run(self) -> Any:
+    Silent: its workers log to files only and leave Ctrl-C to their parent. A task that was done is not done again.
+    """
+
+    def run(self) -> None:
         """Run all tasks; workers are born with Ctrl-C blocked, so that none of them prints a traceback."""
-        if self.workers > 1:
-            resource_tracker.ensure_running()  # unblocks the signal, so it comes first
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                forkserver.set_forkserver_preload(PRELOAD)
-                forkserver.ensure_running()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return super().run()
+        ranks = self.get_incomplete_ranks(range(self.tasks))
+        if self.workers == 1 or not ranks:
+            for rank in ranks:
+                deepcopy(self)._run_for_rank(rank, 1)  # blocks keep state; each task starts with its own
+            return
+        resource_tracker.ensure_running()  # unblocks the signal, so it comes first
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.set_forkserver_preload(PRELOAD)
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with multiprocess.get_context("forkserver").Pool(min(self.workers, len(ranks))) as pool:
+            for _ in pool.imap_unordered(partial(_run_task, self), ranks):
+                pass
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        parent = multiprocess.parent_process()
-        if parent and sys.stderr.name != os.devnull:
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the worker)
-            threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-        return super()._run_for_rank(rank, local_rank, node_rank)
+
+def _run_task(executor: Executor, rank: int) -> None:
+    """Run one task in a worker."""
+    if sys.stderr.name != os.devnull:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the worker)
+        threading.Thread(target=_follow, args=(multiprocess.parent_process().sentinel,), daemon=True).start()
+    executor._run_for_rank(rank, 1)
 
 
 @contextlib.contextmanager
