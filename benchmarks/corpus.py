@@ -196,7 +196,8 @@ def kept(texts: list[str], folder: Path, *flags: str) -> set[int]:
 
 def near() -> None:
     """How many injected copies are found, and which articles are lost that nothing like them remains of."""
-    from zhllama.corpus.near import GRAM, gram_hashes, letters
+    from zhllama.corpus.grams import gram_hashes
+    from zhllama.corpus.near import GRAM, letters
     from zhllama.demo.material import news
 
     source = random.Random(6)

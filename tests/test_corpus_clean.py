@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_the_same_settings_and_text_only(
 
     monkeypatch.setattr(stages, "judge", judge)
     expected = contents(run(tmp_path, corpus, "whole", shard_megabytes=0.002)[0])
-    for change, again in ((None, 66), ("setting", 132), ("text", 132)):
+    for change, again in ((None, 33), ("setting", 132), ("text", 132)):
         judged, stop = [], True
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, corpus, str(change), shard_megabytes=0.002)
@@ -236,7 +236,56 @@ def test_a_file_that_cannot_be_read_leaves_no_output(tmp_path: Path, workers: in
     corpus = folder(tmp_path / "in")
     (corpus / "4.txt").write_bytes(sentence(1).encode("gb18030"))
     with pytest.raises(UserError, match=r"4.txt: not UTF-8 at byte 0.*--encoding gb18030"):
-        run(tmp_path, corpus, workers=workers, shard_megabytes=0.001)
+        run(tmp_path, corpus, workers=workers, shard_megabytes=0.001, encoding="utf-8")
+    assert not (tmp_path / "out").exists()
+
+
+def spoiled(path: Path) -> Path:
+    """The folder with every kind of file that something is wrong with."""
+    corpus = folder(path)
+    (corpus / "a.txt.gz").write_bytes(
+        gzip.compress("\n\n".join(map(sentence, range(200, 230))).encode())[:-9]
+    )
+    (corpus / "b.txt").write_bytes(bytes(range(256)) * 9)
+    good = json.dumps({"text": sentence(300)})
+    (corpus / "c.jsonl").write_text(
+        f'{good}\n{{"text": \n["a"]\n{good.replace("300", "301")}\n', encoding="utf-8"
+    )
+    (corpus / "d.txt").write_bytes(b"")
+    (corpus / "e.txt").write_bytes("\n\n".join(map(sentence, range(400, 410))).encode("gb18030"))
+    (corpus / "f.txt").write_bytes("\n\n".join([sentence(500)] * 99).encode() + b"\xff\xff")
+    (corpus / "g.parquet").write_bytes(b"PAR1 no")
+    return corpus
+
+
+def test_what_cannot_be_read_is_skipped_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, result = run(tmp_path, spoiled(tmp_path / "in"), broken="skip")
+    assert result["skipped"] == {"files": 4, "rows": 2}
+    assert result["encodings"] == {"utf-8": 8, "gb18030": 1}
+    said = capsys.readouterr()
+    assert "left out 4 files that could not be read (--broken skip), the first: " in said.err
+    assert "a.txt.gz: broken or cut short" in said.err
+    assert "1 files gb18030" in said.out
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for name in (
+        "a.txt.gz: broken",
+        "b.txt: binary",
+        "c.jsonl line 2: not JSON",
+        "f.txt: not UTF-8",
+        "g.parquet: not a",
+    ):
+        assert name in page
+    documents = list(read_documents(output))
+    expected = {*map(sentence, (300, 301)), *map(sentence, range(400, 410))}
+    assert expected <= set(documents)
+    assert all(document.startswith("据本报记者第") and document.endswith("版。") for document in documents)
+
+
+def test_by_default_the_first_such_file_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a.txt.gz: broken or cut short"):
+        run(tmp_path, spoiled(tmp_path / "in"))
     assert not (tmp_path / "out").exists()
 
 
@@ -297,6 +346,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             str(corpus),
             "--output",
             str(output),
+            "--near-duplicates",
+            "false",
             "--min-characters",
             "10",
             "--workers",

@@ -7,7 +7,8 @@ import pytest
 from datatrove.pipeline.dedup.minhash import read_sigs
 
 from zhllama.corpus.clean import CleanConfig, clean
-from zhllama.corpus.near import GRAM, NEAR, _components, gram_hashes, letters, permutations, signature
+from zhllama.corpus.grams import gram_hashes
+from zhllama.corpus.near import GRAM, NEAR, _components, letters, permutations, signature
 from zhllama.corpus.read import read_documents
 
 

@@ -11,7 +11,7 @@ from zhllama import artifact
 from zhllama.config import UserError, as_given
 from zhllama.corpus.passes import Plan, run_passes
 from zhllama.corpus.privacy import Privacy
-from zhllama.corpus.read import Layout, Split, list_files
+from zhllama.corpus.read import Broken, Layout, Split, list_files
 from zhllama.corpus.rules import Limits
 from zhllama.corpus.tally import Tally
 from zhllama.terminal import print_table, say, warn
@@ -41,13 +41,16 @@ class CleanConfig:
     """Raw text: a .txt, .jsonl or .parquet file (also .txt.gz, .jsonl.zst, ...), or a folder of them."""
     output: str
     """The corpus directory to write."""
-    encoding: str = "utf-8"
-    """Encoding of .txt and .jsonl, such as gb18030 (reads GBK and GB2312 too), big5 or utf-16."""
+    encoding: str = "guess"
+    """Encoding of .txt and .jsonl, such as utf-8, gb18030 (reads GBK and GB2312 too), big5 or utf-16; guess: of each
+    file by its first megabyte."""
     documents: Split = "guess"
     """What is a document in a .txt: the file, each line, or what stands between blank lines; guess: between
     blank lines where the file has any, otherwise the file."""
     key: str = "text"
     """Key (.jsonl) or column (.parquet) that holds the text."""
+    broken: Broken = "stop"
+    """A file or row that cannot be read: stop with its name, or skip it, count it and go on."""
     min_characters: int = 20
     """Drop documents with fewer characters, white space not counted."""
     max_repetition: float = 0.5
@@ -77,6 +80,8 @@ class CleanConfig:
             raise UserError(
                 "workers and min_characters must not be negative, shard_megabytes must be positive"
             )
+        if self.encoding == "guess":
+            return
         try:
             "".encode(self.encoding)  # refuses codecs between bytes, such as base64
         except LookupError as problem:
@@ -116,6 +121,8 @@ def clean(config: CleanConfig) -> None:
             han_share=round(tally.counts["han"] / characters, 4),
             dropped=dict(tally.dropped.most_common()),
             replacement_characters=tally.counts["replacement characters"],
+            skipped=dict(tally.skipped),
+            encodings=dict(tally.encodings.most_common()),
             personal=dict(tally.personal.most_common()),
         )
         from zhllama.corpus.report import write_report
@@ -140,6 +147,7 @@ def _can_go_on(config: CleanConfig, output: Path) -> bool:
 def _plan(config: CleanConfig) -> Plan:
     return Plan(
         Layout(config.encoding, config.documents, config.key),
+        config.broken,
         Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese),
         config.privacy,
         config.deduplicate,
@@ -165,6 +173,13 @@ def _summarise(config: CleanConfig, result: dict[str, Any], tally: Tally) -> Non
         say(f"{count} .txt files {GUESSES[split]}; --documents file|line|blank-line decides otherwise")
     for name, lines in tally.glued.most_common(3):
         warn(f"{name}: {lines:,} lines became one document; if each is one of its own, use --documents line")
+    if set(result["encodings"]) - {"utf-8"}:
+        listed = ", ".join(f"{count:,} files {name}" for name, count in result["encodings"].items())
+        say(f"encodings: {listed}; --encoding decides otherwise")
+    for what, count in result["skipped"].items():
+        warn(
+            f"left out {count:,} {what} that could not be read (--broken skip), the first: {tally.problems[0]}"
+        )
     rows = [["kept", result["documents"], result["documents"] / result["read"]]]
     rows += [[reason, count, count / result["read"]] for reason, count in result["dropped"].items()]
     print_table("documents", ["", "count", "share"], rows)

@@ -32,7 +32,7 @@ class Executor(LocalPipelineExecutor):  # type: ignore[misc]
         ranks = self.get_incomplete_ranks(range(self.tasks))
         if self.workers == 1 or not ranks:
             for rank in ranks:
-                deepcopy(self)._run_for_rank(rank, 1)  # blocks keep state; each task starts with its own
+                deepcopy(self)._run_for_rank(rank)  # blocks keep state; each task starts with its own
             return
         resource_tracker.ensure_running()  # unblocks the signal, so it comes first
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.corpus.privacy import Privacy
-from zhllama.corpus.read import Layout
+from zhllama.corpus.read import Broken, Layout
 from zhllama.corpus.rules import Limits
 from zhllama.terminal import progress_bar
 
@@ -24,6 +24,7 @@ class Plan:
     """What the passes do, and with how many processes."""
 
     layout: Layout
+    broken: Broken
     limits: Limits
     privacy: Privacy
     deduplicate: bool
@@ -50,7 +51,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
             Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
 
     first = [
-        stages.ReadBundle(folder, plan.layout),
+        stages.ReadBundle(folder, plan.layout, plan.broken),
         stages.Judge(folder, plan.limits, plan.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]

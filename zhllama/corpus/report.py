@@ -25,6 +25,10 @@ def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) 
     page.table(
         ["", "documents", "share"], [[name, count, f"{count / result['read']:.2%}"] for name, count in rows]
     )
+    if result["skipped"]:
+        page.heading("Not read")
+        page.table(["what", "left out"], [[what, count] for what, count in result["skipped"].items()])
+        page.table(["the first of them"], [[problem] for problem in tally.problems], text=True)
     if result["personal"]:
         page.heading("Personal data")
         page.paragraph("Found by kind, and never shown here.", note=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,9 +17,11 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from zhllama.config import UserError
+from zhllama.corpus.decode import detect_encoding
 from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
-from zhllama.corpus.read import Layout, read_file
+from zhllama.corpus.read import Broken, Layout, read_file
 from zhllama.corpus.rules import HAN, Limits, judge, normalise
 from zhllama.corpus.tally import Meter, Tally
 
@@ -30,26 +34,39 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
     type = "📖 - READER"
     name = "zhllama files"
 
-    def __init__(self, work: str, layout: Layout) -> None:
+    def __init__(self, work: str, layout: Layout, broken: Broken) -> None:
         super().__init__()
-        self.work, self.layout = work, layout
+        self.work, self.layout, self.broken = work, layout, broken
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield documents with an id `NAME:LINE`."""
         bundle = json.loads((Path(self.work) / "bundles" / f"{rank:05d}.json").read_text(encoding="utf-8"))
         tally, meter = Tally(), Meter(self.work, "read", rank)
         for path, name in bundle:
-            splits: list[str] = []
-            for line, text in read_file(Path(path), self.layout, meter, splits.append):
-                tally.counts["read"] += 1
-                if splits and text.count("\n") >= GLUED_LINES:
-                    tally.glued[f"{name}:{line}"] = text.count("\n") + 1
-                yield Document(
-                    text, f"{name}:{line}", metadata={"source": name, "priority": LAST_RANK - rank + 1}
-                )
-            tally.guessed.update(splits)
+            try:
+                yield from self._documents(Path(path), name, tally, meter, LAST_RANK - rank + 1)
+            except UserError as problem:
+                if self.broken == "stop":
+                    raise
+                tally.skip("files", str(problem))
             meter.next_file()
         tally.save(self.work, "read", rank)
+
+    def _documents(
+        self, path: Path, name: str, tally: Tally, meter: Meter, priority: int
+    ) -> Iterator[Document]:
+        splits: list[str] = []
+        skip = partial(tally.skip, "rows") if self.broken == "skip" else None
+        layout = self.layout
+        if layout.encoding == "guess" and path.suffix != ".parquet":
+            layout = replace(layout, encoding=detect_encoding(path))
+            tally.encodings[layout.encoding] += 1
+        for line, text in read_file(path, layout, meter, splits.append, skip):
+            tally.counts["read"] += 1
+            if splits and text.count("\n") >= GLUED_LINES:
+                tally.glued[f"{name}:{line}"] = text.count("\n") + 1
+            yield Document(text, f"{name}:{line}", metadata={"source": name, "priority": priority})
+        tally.guessed.update(splits)
 
 
 class ReadKept(PipelineStep):  # type: ignore[misc]

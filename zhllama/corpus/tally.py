@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 120
 LOOKED_AT = 1000
+PROBLEMS = 20
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Tally:
     """What a step saw: counts by name, dropped documents by reason, examples of them, kept ones by length.
 
     `glued` holds the lines of a guessed document that are too many to be one, by its id; `personal` counts
-    personal data by kind, `clusters` near-duplicates by the size of their cluster.
+    personal data by kind, `clusters` near-duplicates by the size of their cluster, `skipped` files and
+    rows that could not be read.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -33,6 +35,9 @@ class Tally:
     lengths: Counter[str] = field(default_factory=Counter)
     personal: Counter[str] = field(default_factory=Counter)
     clusters: Counter[str] = field(default_factory=Counter)
+    encodings: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
     glued: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[list[str]]] = field(default_factory=dict)
 
@@ -48,6 +53,11 @@ class Tally:
             cut = len(document.text) > LOOKED_AT or len(text) > EXAMPLE_CHARACTERS
             shown.append([document.id, text[:EXAMPLE_CHARACTERS] + ("…" if cut else "")])
 
+    def skip(self, what: str, problem: str) -> None:
+        """Count a file or row that could not be read; the first few problems are shown."""
+        self.skipped[what] += 1
+        self.problems += [problem] if len(self.problems) < PROBLEMS else []
+
     def save(self, work: str, step: str, rank: int) -> None:
         """Write this task's part; examples may hold lone surrogates, which JSON escapes."""
         path = Path(work) / "tally" / f"{step}-{rank:05d}.json"
@@ -61,7 +71,9 @@ class Tally:
         for path in sorted((work / "tally").glob("*.json")):
             part = json.loads(path.read_text(encoding="utf-8"))
             for name, value in part.items():
-                if name != "examples":
+                if name == "problems":
+                    total.problems += value[: PROBLEMS - len(total.problems)]
+                elif name != "examples":
                     getattr(total, name).update(value)
             for reason, shown in part["examples"].items():
                 held = total.examples.setdefault(reason, [])
