@@ -196,8 +196,8 @@ def kept(texts: list[str], folder: Path, *flags: str) -> set[int]:
 
 def near() -> None:
     """How many injected copies are found, and which articles are lost that nothing like them remains of."""
-    from zhllama.corpus.grams import gram_hashes
-    from zhllama.corpus.near import GRAM, letters
+    from zhllama.corpus.grams import gram_hashes, letters
+    from zhllama.corpus.near import GRAM
     from zhllama.demo.material import news
 
     source = random.Random(6)
@@ -238,8 +238,7 @@ def near() -> None:
         f"Of {INJECTED} copies a quarter is exact; the others have 1% of their characters changed, at least one. "
         f"Articles are those of People's Daily that the rules and exact deduplication keep, of {SHORTEST} characters or "
         f"more. "
-        f"Found: of an article and its copy one is left or none. Lost: neither is left; the paper printed some texts "
-        f"twice with small changes.",
+        f"Found: of an article and its copy one is left or none. Lost: neither is left.",
         append=True,
     )
 
@@ -249,7 +248,8 @@ def signatures() -> None:
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-    from zhllama.corpus.near import NEAR, letters, permutations, signature
+    from zhllama.corpus.grams import letters
+    from zhllama.corpus.near import NEAR, permutations, signature
     from zhllama.demo.material import news
 
     class Characters(WordTokenizer):

@@ -278,7 +278,7 @@ def test_what_cannot_be_read_is_skipped_counted_and_named(
     ):
         assert name in page
     documents = list(read_documents(output))
-    expected = {*map(sentence, (300, 301)), *map(sentence, range(400, 410))}
+    expected = {sentence(300), sentence(300).replace("300", "301"), *map(sentence, range(400, 410))}
     assert expected <= set(documents)
     assert all(document.startswith("据本报记者第") and document.endswith("版。") for document in documents)
 

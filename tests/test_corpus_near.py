@@ -7,8 +7,8 @@ import pytest
 from datatrove.pipeline.dedup.minhash import read_sigs
 
 from zhllama.corpus.clean import CleanConfig, clean
-from zhllama.corpus.grams import gram_hashes
-from zhllama.corpus.near import GRAM, NEAR, _components, letters, permutations, signature
+from zhllama.corpus.grams import gram_hashes, letters
+from zhllama.corpus.near import GRAM, NEAR, _components, permutations, signature
 from zhllama.corpus.read import read_documents
 
 

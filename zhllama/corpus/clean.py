@@ -24,6 +24,7 @@ REMEDY = {
     "too little Chinese": "--min-chinese",
     "repetitive": "--max-repetition",
     "personal data": "--privacy",
+    "in an evaluation file": "--decontaminate",
 }
 PRIVACY_DONE = {"replace": "replaced", "drop": "documents dropped"}
 GUESSES = {
@@ -64,6 +65,9 @@ class CleanConfig:
     near_duplicates: bool = True
     """Of documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all from
     85%) keep the one with the most letters, of equals the earliest; only where deduplicate is true."""
+    decontaminate: str = ""
+    """A folder of evaluation files (.json, .jsonl, .csv, .tsv, .txt): documents that share 13 letters in a row with one
+    of their texts are dropped."""
     privacy: Privacy = "replace"
     """Personal data (mail, IP, phones, resident IDs, credit codes, bank cards, plates, QQ, WeChat): replace each
     item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
@@ -107,8 +111,11 @@ def clean(config: CleanConfig) -> None:
     files = list_files(source)
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
-    resume = _can_go_on(config, output)
-    with artifact.create(output, "corpus", "clean", config, {"corpus": source}, resume) as made:
+    inputs: dict[str, str | Path] = {"corpus": source}
+    if config.decontaminate:
+        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+    resume = _can_go_on(config, output, inputs)
+    with artifact.create(output, "corpus", "clean", config, inputs, resume) as made:
         run_passes(_plan(config), output, files, source)
         tally = Tally.total(output / ".work")
         _refuse_nothing(source, tally)
@@ -121,6 +128,7 @@ def clean(config: CleanConfig) -> None:
             han_share=round(tally.counts["han"] / characters, 4),
             dropped=dict(tally.dropped.most_common()),
             replacement_characters=tally.counts["replacement characters"],
+            contaminated=dict(tally.contaminated.most_common()),
             skipped=dict(tally.skipped),
             encodings=dict(tally.encodings.most_common()),
             personal=dict(tally.personal.most_common()),
@@ -134,14 +142,16 @@ def clean(config: CleanConfig) -> None:
     _summarise(config, made.result, tally)
 
 
-def _can_go_on(config: CleanConfig, output: Path) -> bool:
+def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path]) -> bool:
     """Whether an unfinished run has left what it did, with these settings and inputs; otherwise it starts over."""
     if not (output / ".work").is_dir():
         return False
     begun = artifact.read_record(output)
     if begun["settings"] | {"workers": 0} != as_given(replace(config, workers=0)):
         return False
-    return bool(begun["inputs"]["corpus"]["fingerprint"] == artifact.fingerprint(config.corpus))
+    return all(
+        begun["inputs"][name]["fingerprint"] == artifact.fingerprint(path) for name, path in inputs.items()
+    )
 
 
 def _plan(config: CleanConfig) -> Plan:
@@ -152,6 +162,7 @@ def _plan(config: CleanConfig) -> Plan:
         config.privacy,
         config.deduplicate,
         config.near_duplicates and config.deduplicate,
+        Path(config.decontaminate) if config.decontaminate else None,
         config.workers,
         round(config.shard_megabytes * 1e6),
     )

@@ -1,12 +1,20 @@
-"""Hashes of all sequences of so many characters of a text, at once."""
+"""What texts are compared by: their letters, and hashes of all sequences of so many of them, at once."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 
+NOT_LETTER = re.compile(r"[\W_]+")
 FNV = np.uint64(0x100000001B3)
 MIX = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))  # MurmurHash3's finaliser
+
+
+def letters(text: str) -> str:
+    """What two texts are compared by: letters and digits, lower case."""
+    return NOT_LETTER.sub("", text).lower()
 
 
 def gram_hashes(text: str, size: int) -> NDArray[np.uint64]:

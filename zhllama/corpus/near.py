@@ -7,7 +7,6 @@ changes words around it. Characters need no tokenizer, and whole texts are hashe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,18 +17,12 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.hashing import HashConfig
 from numpy.typing import NDArray
 
-from zhllama.corpus.grams import gram_hashes
+from zhllama.corpus.grams import gram_hashes, letters
 from zhllama.corpus.tally import Tally
 
 GRAM = 5
 CHUNK = 4096  # hashes of so many grams at a time stay in the processor's cache
-NOT_LETTER = re.compile(r"[\W_]+")
 NEAR = MinhashConfig(n_grams=GRAM, hash_config=HashConfig(precision=32))
-
-
-def letters(text: str) -> str:
-    """What two texts are compared by: letters and digits, lower case."""
-    return NOT_LETTER.sub("", text).lower()
 
 
 def permutations(seed: int = NEAR.seed) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:

@@ -29,6 +29,7 @@ class Plan:
     privacy: Privacy
     deduplicate: bool
     near: bool
+    decontaminate: Path | None
     workers: int
     shard_bytes: int
 
@@ -38,7 +39,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
     from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    from zhllama.corpus import duplicates, near, stages
+    from zhllama.corpus import contamination, duplicates, near, stages
     from zhllama.corpus.executor import Executor, logged
 
     work = output / ".work"
@@ -55,6 +56,9 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
         stages.Judge(folder, plan.limits, plan.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]
+    if plan.decontaminate:
+        contamination.write_index(plan.decontaminate, work)
+        first.insert(2, contamination.Decontaminate(folder))
     if plan.deduplicate:
         first.append(duplicates.SignSame(folder))
     if plan.near:

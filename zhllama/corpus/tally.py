@@ -25,7 +25,8 @@ class Tally:
     """What a step saw: counts by name, dropped documents by reason, examples of them, kept ones by length.
 
     `glued` holds the lines of a guessed document that are too many to be one, by its id; `personal` counts
-    personal data by kind, `clusters` near-duplicates by the size of their cluster, `skipped` files and
+    personal data by kind, `clusters` near-duplicates by the size of their cluster, `contaminated`
+    documents by evaluation file, `skipped` files and
     rows that could not be read.
     """
 
@@ -35,19 +36,20 @@ class Tally:
     lengths: Counter[str] = field(default_factory=Counter)
     personal: Counter[str] = field(default_factory=Counter)
     clusters: Counter[str] = field(default_factory=Counter)
+    contaminated: Counter[str] = field(default_factory=Counter)
     encodings: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     glued: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[list[str]]] = field(default_factory=dict)
 
-    def drop(self, reason: str, document: Document) -> None:
+    def drop(self, reason: str, document: Document, note: str = "") -> None:
         """Count a dropped document; the first few of each reason are shown in the report."""
         self.dropped[reason] += 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
             # Personal data never reaches the report. An item that the first cut goes through is cut off whole.
-            text, _ = redact(document.text[:LOOKED_AT])
+            text, _ = redact(note + document.text[:LOOKED_AT])
             if len(document.text) > LOOKED_AT:
                 text = text[:-AROUND]
             cut = len(document.text) > LOOKED_AT or len(text) > EXAMPLE_CHARACTERS
