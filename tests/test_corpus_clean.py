@@ -1,14 +1,19 @@
 import gzip
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from zhllama import cli
 from zhllama.config import UserError
-from zhllama.corpus import stages
+from zhllama.corpus import rules, stages
 from zhllama.corpus.clean import CleanConfig, clean
 from zhllama.corpus.read import read_documents
+from zhllama.corpus.rules import Limits
 
 SUBJECTS = ("国务院", "气象台", "图书馆", "少年队", "列车员", "老教授")
 PREDICATES = ("公布了今年的计划", "提醒市民注意降温", "向读者借出了三万册书", "赢得了昨晚的比赛")
@@ -32,7 +37,11 @@ def run(
     tmp_path: Path, corpus: Path, name: str = "out", **settings: object
 ) -> tuple[Path, dict[str, object]]:
     output = tmp_path / name
-    clean(CleanConfig(corpus=str(corpus), output=str(output), **{"workers": 1, **settings}))  # type: ignore[arg-type]
+    clean(
+        CleanConfig(
+            corpus=str(corpus), output=str(output), **{"workers": 1, "near_duplicates": False, **settings}
+        )
+    )  # type: ignore[arg-type]
     return output, json.loads((output / "run.json").read_text(encoding="utf-8"))["result"]
 
 
@@ -143,7 +152,7 @@ def test_many_lines_in_one_guessed_document_are_pointed_out(
     assert result["documents"] == 1200
 
 
-def test_an_interrupted_run_is_unfinished_and_starts_over(
+def test_an_interrupted_run_is_unfinished_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = folder(tmp_path / "in")
@@ -162,12 +171,119 @@ def test_an_interrupted_run_is_unfinished_and_starts_over(
     assert not (output / ".work").exists()
 
 
+def test_a_run_goes_on_with_the_same_settings_and_text_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, judged, stop = folder(tmp_path / "in"), [], False
+
+    def judge(text: str, limits: Limits) -> str | None:
+        judged.append(text)
+        if len(judged) == 100 and stop:
+            raise KeyboardInterrupt
+        return rules.judge(text, limits)
+
+    monkeypatch.setattr(stages, "judge", judge)
+    expected = contents(run(tmp_path, corpus, "whole", shard_megabytes=0.002)[0])
+    for change, again in ((None, 33), ("setting", 132), ("text", 132)):
+        judged, stop = [], True
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, corpus, str(change), shard_megabytes=0.002)
+        judged, stop = [], False
+        if change == "text":
+            (corpus / "0.txt").write_text(
+                (corpus / "0.txt").read_text(encoding="utf-8") + "\n", encoding="utf-8"
+            )
+        settings = {"min_characters": 21} if change == "setting" else {}
+        output, _ = run(tmp_path, corpus, str(change), shard_megabytes=0.002, **settings)
+        assert len(judged) == again
+        assert contents(output) == expected
+
+
+STAGES = (
+    "read/completions/00001",
+    "near-pairs/completions/00003",
+    "near/completions",
+    "write/completions/00000",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_goes_on_to_the_same_bytes_and_leaves_no_process(tmp_path: Path, stage: str) -> None:
+    corpus, flags = folder(tmp_path / "in"), {"workers": 2, "shard_megabytes": 0.002, "near_duplicates": True}
+    expected = contents(run(tmp_path, corpus, "whole", **flags)[0])
+    words = [
+        "clean",
+        "--corpus",
+        str(corpus),
+        "--output",
+        str(tmp_path / "out"),
+        "--shard-megabytes",
+        "0.002",
+    ]
+    with subprocess.Popen([sys.executable, "-m", "zhllama", *words, "--workers", "2"]) as process:
+        while not (tmp_path / "out" / "logs" / stage).exists():
+            assert process.poll() is None, "it finished before it could be killed"
+            time.sleep(0.002)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert contents(run(tmp_path, corpus, "out", **flags)[0]) == expected
+
+
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_file_that_cannot_be_read_leaves_no_output(tmp_path: Path, workers: int) -> None:
     corpus = folder(tmp_path / "in")
     (corpus / "4.txt").write_bytes(sentence(1).encode("gb18030"))
     with pytest.raises(UserError, match=r"4.txt: not UTF-8 at byte 0.*--encoding gb18030"):
-        run(tmp_path, corpus, workers=workers, shard_megabytes=0.001)
+        run(tmp_path, corpus, workers=workers, shard_megabytes=0.001, encoding="utf-8")
+    assert not (tmp_path / "out").exists()
+
+
+def spoiled(path: Path) -> Path:
+    """The folder with every kind of file that something is wrong with."""
+    corpus = folder(path)
+    (corpus / "a.txt.gz").write_bytes(
+        gzip.compress("\n\n".join(map(sentence, range(200, 230))).encode())[:-9]
+    )
+    (corpus / "b.txt").write_bytes(bytes(range(256)) * 9)
+    good, more = (json.dumps({"text": sentence(number)}) for number in (300, 301))
+    (corpus / "c.jsonl").write_text(f'{good}\n{{"text": \n["a"]\n{more}\n', encoding="utf-8")
+    (corpus / "d.txt").write_bytes(b"")
+    (corpus / "e.txt").write_bytes("\n\n".join(map(sentence, range(400, 410))).encode("gb18030"))
+    (corpus / "f.txt").write_bytes("\n\n".join([sentence(500)] * 99).encode() + b"\xff\xff")
+    (corpus / "g.parquet").write_bytes(b"PAR1 no")
+    return corpus
+
+
+def test_what_cannot_be_read_is_skipped_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, result = run(tmp_path, spoiled(tmp_path / "in"), broken="skip")
+    assert result["skipped"] == {"files": 4, "rows": 2}
+    assert result["encodings"] == {"utf-8": 8, "gb18030": 1}
+    said = capsys.readouterr()
+    assert "left out 4 files that could not be read (--broken skip), the first: " in said.err
+    assert "a.txt.gz: broken or cut short" in said.err
+    assert "1 files gb18030" in said.out
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for name in (
+        "a.txt.gz: broken",
+        "b.txt: binary",
+        "c.jsonl line 2: not JSON",
+        "f.txt: not UTF-8",
+        "g.parquet: not a",
+    ):
+        assert name in page
+    documents = list(read_documents(output))
+    expected = {*map(sentence, (300, 301)), *map(sentence, range(400, 410))}
+    assert expected <= set(documents)
+    assert all(document.startswith("据本报记者第") and document.endswith("版。") for document in documents)
+
+
+def test_by_default_the_first_such_file_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a.txt.gz: broken or cut short"):
+        run(tmp_path, spoiled(tmp_path / "in"))
     assert not (tmp_path / "out").exists()
 
 
@@ -228,6 +344,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             str(corpus),
             "--output",
             str(output),
+            "--near-duplicates",
+            "false",
             "--min-characters",
             "10",
             "--workers",

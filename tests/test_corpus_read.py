@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from zhllama.config import UserError
-from zhllama.corpus import read
+from zhllama.corpus import decode, read
 from zhllama.corpus.read import Layout, list_files, read_documents, read_file
 
 
@@ -41,7 +41,7 @@ def test_text_without_blank_lines_is_one_document(tmp_path: Path) -> None:
 def test_text_too_large_for_one_document_is_split_at_every_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "LONGEST_DOCUMENT", 20)
+    monkeypatch.setattr(decode, "LONGEST_DOCUMENT", 20)
     assert (
         list(read_documents(put(tmp_path / "a.txt", "一行十个字一行十个字\n" * 5)))
         == ["一行十个字一行十个字"] * 5
@@ -61,7 +61,7 @@ def test_the_layout_decides_what_a_document_is(
 def test_lines_and_characters_cut_by_the_edge_of_a_chunk_are_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "CHUNK", 7)
+    monkeypatch.setattr(decode, "CHUNK", 7)
     lines = [f"第{number}行，长短不一{'啊' * (number % 5)}" for number in range(50)]
     for encoding in ("utf-8", "gb18030", "utf-16"):
         path = put(tmp_path / "a.txt", "\r\n".join(lines).encode(encoding))

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zhllama.corpus import rules
 from zhllama.corpus.rules import Limits, judge, normalise, repetition
 
 NEWS = "新华社北京电，国务院侨务办公室主任今天通过新闻媒介，向海外同胞致以新年的祝贺。"
@@ -73,3 +74,9 @@ def test_too_little_chinese_counts_letters_only() -> None:
 def test_repetition_is_the_share_of_sequences_seen_before() -> None:
     assert repetition("") == repetition("一二三四五六七八九十") == 0
     assert repetition("一二三四五六七八九十" * 2) == pytest.approx(1 / 11)
+
+
+def test_repetition_of_a_long_text_is_counted_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "WINDOW", 20)
+    text = "一二三四五六七八九十" * 6 + "甲乙丙丁戊己庚辛壬癸子丑寅卯"
+    assert repetition(text) == pytest.approx(1 - (10 + 10 + 19 + 5) / 65)

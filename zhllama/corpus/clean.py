@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import shutil
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zhllama import artifact
-from zhllama.config import UserError
-from zhllama.corpus.read import Layout, Split, list_files
+from zhllama.config import UserError, as_given
+from zhllama.corpus.passes import Plan, run_passes
+from zhllama.corpus.privacy import Privacy
+from zhllama.corpus.read import Broken, Layout, Split, list_files
 from zhllama.corpus.rules import Limits
-from zhllama.terminal import print_table, progress_bar, say, warn
-
-if TYPE_CHECKING:
-    from zhllama.corpus.stages import Tally
+from zhllama.corpus.tally import Tally
+from zhllama.terminal import print_table, say, warn
 
 REMEDY = {
     "empty": "--key, --documents",
@@ -28,7 +23,10 @@ REMEDY = {
     "mostly symbols": "--max-symbols",
     "too little Chinese": "--min-chinese",
     "repetitive": "--max-repetition",
+    "personal data": "--privacy",
+    "in an evaluation file": "--decontaminate",
 }
+PRIVACY_DONE = {"replace": "replaced", "drop": "documents dropped"}
 GUESSES = {
     "blank-line": "split at blank lines",
     "file": "taken as one document each",
@@ -44,13 +42,16 @@ class CleanConfig:
     """Raw text: a .txt, .jsonl or .parquet file (also .txt.gz, .jsonl.zst, ...), or a folder of them."""
     output: str
     """The corpus directory to write."""
-    encoding: str = "utf-8"
-    """Encoding of .txt and .jsonl, such as gb18030 (reads GBK and GB2312 too), big5 or utf-16."""
+    encoding: str = "guess"
+    """Encoding of .txt and .jsonl, such as utf-8, gb18030 (reads GBK and GB2312 too), big5 or utf-16; guess: of each
+    file by its first megabyte."""
     documents: Split = "guess"
     """What is a document in a .txt: the file, each line, or what stands between blank lines; guess: between
     blank lines where the file has any, otherwise the file."""
     key: str = "text"
     """Key (.jsonl) or column (.parquet) that holds the text."""
+    broken: Broken = "stop"
+    """A file or row that cannot be read: stop with its name, or skip it, count it and go on."""
     min_characters: int = 20
     """Drop documents with fewer characters, white space not counted."""
     max_repetition: float = 0.5
@@ -61,6 +62,15 @@ class CleanConfig:
     """Drop documents where less than this share of letters is Chinese."""
     deduplicate: bool = True
     """Keep only the first of documents with the same text (white space not compared)."""
+    near_duplicates: bool = True
+    """Of documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all from
+    85%) keep the one with the most letters, of equals the earliest; only where deduplicate is true."""
+    decontaminate: str = ""
+    """A folder of evaluation files (.json, .jsonl, .csv, .tsv, .txt): documents that share 13 letters in a row with one
+    of their texts are dropped."""
+    privacy: Privacy = "replace"
+    """Personal data (mail, IP, phones, resident IDs, credit codes, bank cards, plates, QQ, WeChat): replace each
+    item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
     workers: int = 0
     """Processes; 0: one per core. The output is the same whatever their number."""
     shard_megabytes: float = 16
@@ -74,6 +84,8 @@ class CleanConfig:
             raise UserError(
                 "workers and min_characters must not be negative, shard_megabytes must be positive"
             )
+        if self.encoding == "guess":
+            return
         try:
             "".encode(self.encoding)  # refuses codecs between bytes, such as base64
         except LookupError as problem:
@@ -87,6 +99,7 @@ def clean(config: CleanConfig) -> None:
 
     Each document is normalised (`rules.normalise`), kept or dropped by the rules in `rules.RULES`, and
     dropped where an earlier one has the same text. The order of documents is the order of the input.
+    An interrupted run with the same settings goes on after the last portion of input that it finished.
     `run.json` counts documents, characters, bytes, the share of Chinese characters, and dropped documents
     by reason.
 
@@ -98,13 +111,13 @@ def clean(config: CleanConfig) -> None:
     files = list_files(source)
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
-    with artifact.create(output, "corpus", "clean", config, {"corpus": source}) as made:
-        work = output / ".work"
-        tasks = _bundle(files, source, work, round(config.shard_megabytes * 1e6))
-        _run(config, output, work, tasks, sum(file.stat().st_size for file in files))
-        from zhllama.corpus.stages import Tally
-
-        tally = Tally.total(work)
+    inputs: dict[str, str | Path] = {"corpus": source}
+    if config.decontaminate:
+        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+    resume = _can_go_on(config, output, inputs)
+    with artifact.create(output, "corpus", "clean", config, inputs, resume) as made:
+        run_passes(_plan(config), output, files, source)
+        tally = Tally.total(output / ".work")
         _refuse_nothing(source, tally)
         characters = tally.counts["characters"]
         made.result.update(
@@ -115,114 +128,44 @@ def clean(config: CleanConfig) -> None:
             han_share=round(tally.counts["han"] / characters, 4),
             dropped=dict(tally.dropped.most_common()),
             replacement_characters=tally.counts["replacement characters"],
+            contaminated=dict(tally.contaminated.most_common()),
+            skipped=dict(tally.skipped),
+            encodings=dict(tally.encodings.most_common()),
+            personal=dict(tally.personal.most_common()),
         )
         from zhllama.corpus.report import write_report
 
         write_report(output / "report.html", config.corpus, made.result, tally)
-        shutil.rmtree(work)
-    _summarise(output, made.result, tally)
+        # In one step, or a run killed in between would go on from a part of it.
+        (output / ".work").rename(output / ".done")
+        shutil.rmtree(output / ".done")
+    _summarise(config, made.result, tally)
 
 
-def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
-    """Write the files of each task, neighbours up to `size` bytes together; return the number of tasks."""
-    from zhllama.corpus.stages import LAST_RANK
-
-    root = source if source.is_dir() else source.parent
-    size = max(size, sum(file.stat().st_size for file in files) // (LAST_RANK // 2))
-    bundles: list[list[tuple[str, str]]] = []
-    filled = size
-    for file in files:
-        if filled + file.stat().st_size > size:
-            bundles.append([])
-            filled = 0
-        filled += file.stat().st_size
-        bundles[-1].append((str(file.resolve()), file.relative_to(root).as_posix()))
-    (work / "bundles").mkdir(parents=True)
-    for rank, bundle in enumerate(bundles):
-        (work / "bundles" / f"{rank:05d}.json").write_text(json.dumps(bundle), encoding="utf-8")
-    return len(bundles)
-
-
-def _run(config: CleanConfig, output: Path, work: Path, tasks: int, input_bytes: int) -> None:
-    """Read and judge; find duplicates; write: the three passes of exact deduplication."""
-    from datatrove.pipeline.dedup.exact_dedup import (
-        ExactDedupConfig,
-        ExactDedupFilter,
-        ExactDedupSignature,
-        ExactFindDedups,
+def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path]) -> bool:
+    """Whether an unfinished run has left what it did, with these settings and inputs; otherwise it starts over."""
+    if not (output / ".work").is_dir():
+        return False
+    begun = artifact.read_record(output)
+    if begun["settings"] | {"workers": 0} != as_given(replace(config, workers=0)):
+        return False
+    return all(
+        begun["inputs"][name]["fingerprint"] == artifact.fingerprint(path) for name, path in inputs.items()
     )
 
-    from zhllama.corpus import stages
 
-    workers = min(config.workers or len(os.sched_getaffinity(0)), tasks)
-    limits = Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese)
-    layout = Layout(config.encoding, config.documents, config.key)
-    same = ExactDedupConfig(stages.text_without_space, stages.priority)
-    folder, signatures, duplicates = str(work), str(work / "signatures"), str(work / "duplicates")
-
-    def run(stage: str, pipeline: list[Any], tasks: int = tasks) -> None:
-        with _logged(output / "logs" / f"{stage}.log"):
-            stages.Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
-
-    first = [
-        stages.ReadBundle(folder, layout),
-        stages.Judge(folder, limits),
-        stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
-    ]
-    last = [
-        stages.ReadKept(folder),
-        stages.Measure(folder),
-        stages.WriteDocuments(str(output), "documents-${rank}.jsonl", round(config.shard_megabytes * 1e6)),
-    ]
-    if config.deduplicate:
-        first.append(ExactDedupSignature(signatures, same))
-        last.insert(1, ExactDedupFilter(duplicates, same, stages.CountDuplicates(folder)))
-    with _progress("reading and filtering (KB)", input_bytes, work / "progress-read"):
-        run("read", first)
-    if config.deduplicate:
-        run("find-duplicates", [ExactFindDedups(signatures, duplicates, same)], tasks=1)
-    kept = sum(file.stat().st_size for file in (work / "kept").glob("*"))
-    with _progress("writing (KB)", kept, work / "progress-write"):
-        run("write", last)
-
-
-@contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Send what datatrove and tqdm say on standard error to a file; the terminal is for people.
-
-    To be entered after a progress bar, which redirects standard error to the terminal above the bar.
-    """
-    from datatrove.utils.logging import logger, setup_default_logger
-
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8") as log, contextlib.redirect_stderr(log):
-        setup_default_logger()
-        try:
-            yield
-        finally:
-            logger.remove()
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int, folder: Path) -> Iterator[None]:
-    """A bar fed from the files in which the tasks note how many bytes they have read."""
-    done = threading.Event()
-    with progress_bar() as bar:
-        task = bar.add_task(what, total=total // 1000, note="")
-
-        def poll() -> None:
-            while not done.wait(0.3):
-                read = sum(int(file.read_text() or 0) for file in folder.glob("*"))
-                bar.update(task, completed=read // 1000)
-
-        watcher = threading.Thread(target=poll, daemon=True)
-        watcher.start()
-        try:
-            yield
-            bar.update(task, completed=total // 1000)
-        finally:
-            done.set()
-            watcher.join()
+def _plan(config: CleanConfig) -> Plan:
+    return Plan(
+        Layout(config.encoding, config.documents, config.key),
+        config.broken,
+        Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese),
+        config.privacy,
+        config.deduplicate,
+        config.near_duplicates and config.deduplicate,
+        Path(config.decontaminate) if config.decontaminate else None,
+        config.workers,
+        round(config.shard_megabytes * 1e6),
+    )
 
 
 def _refuse_nothing(source: Path, tally: Tally) -> None:
@@ -236,17 +179,27 @@ def _refuse_nothing(source: Path, tally: Tally) -> None:
         )
 
 
-def _summarise(output: Path, result: dict[str, Any], tally: Tally) -> None:
+def _summarise(config: CleanConfig, result: dict[str, Any], tally: Tally) -> None:
     for split, count in tally.guessed.items():
         say(f"{count} .txt files {GUESSES[split]}; --documents file|line|blank-line decides otherwise")
     for name, lines in tally.glued.most_common(3):
         warn(f"{name}: {lines:,} lines became one document; if each is one of its own, use --documents line")
+    if set(result["encodings"]) - {"utf-8"}:
+        listed = ", ".join(f"{count:,} files {name}" for name, count in result["encodings"].items())
+        say(f"encodings: {listed}; --encoding decides otherwise")
+    for what, count in result["skipped"].items():
+        warn(
+            f"left out {count:,} {what} that could not be read (--broken skip), the first: {tally.problems[0]}"
+        )
     rows = [["kept", result["documents"], result["documents"] / result["read"]]]
     rows += [[reason, count, count / result["read"]] for reason, count in result["dropped"].items()]
     print_table("documents", ["", "count", "share"], rows)
+    if result["personal"]:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in result["personal"].items())
+        say(f"personal data ({PRIVACY_DONE[config.privacy]}): {listed}; --privacy replace|drop|keep decides")
     if result["replacement_characters"]:
         say(f"{result['replacement_characters']:,} characters (U+FFFD) were lost before this text came here")
     say(
-        f"{output}: {result['documents']:,} documents, {result['characters']:,} characters "
+        f"{config.output}: {result['documents']:,} documents, {result['characters']:,} characters "
         f"({result['han_share']:.0%} Chinese), report.html"
     )

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from zhllama.artifact import require
 from zhllama.config import UserError
+from zhllama.corpus import decode
+from zhllama.corpus.decode import read_lines
 from zhllama.terminal import warn
 
+Broken = Literal["stop", "skip"]
 Split = Literal["guess", "file", "line", "blank-line"]
-KINDS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst")
+KINDS = (
+    ".txt",
+    ".jsonl",
+    ".parquet",
+    ".txt.gz",
+    ".jsonl.gz",
+    ".txt.zst",
+    ".jsonl.zst",
+    ".txt.xz",
+    ".jsonl.xz",
+)
 CORPUS_FILES = "documents-*.jsonl"
-# Characters: a .txt without blank lines beyond this is a list of lines; no single document is that long.
-LONGEST_DOCUMENT = 1 << 26
-CHUNK = 1 << 20
 
 
 class Passage(NamedTuple):
@@ -98,12 +105,14 @@ def read_file(
     layout: Layout,
     progress: Callable[[int], None] | None = None,
     guessed: Callable[[str], None] | None = None,
+    broken: Callable[[str], None] | None = None,
 ) -> Iterator[Passage]:
     """Every document of one file, empty ones too.
 
     Args:
         progress: told now and then how many bytes of the file (as it lies on disk) have been read.
         guessed: told how a .txt is split where the layout leaves that to a guess.
+        broken: told what is wrong with a row of .jsonl, which is then left out; without it that is an error.
 
     Raises:
         UserError: naming the file and the line, byte or row.
@@ -111,9 +120,9 @@ def read_file(
     name = path.name.lower()
     if name.endswith(".parquet"):
         return _parquet_documents(path, layout.key, progress)
-    lines = _lines(path, layout.encoding, progress)
-    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-        return _json_documents(path, lines, layout.key)
+    lines = read_lines(path, layout.encoding, progress)
+    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")):
+        return _json_documents(path, lines, layout.key, broken)
     split = layout.documents
     if split == "guess":
         split, lines = guess_split(lines)
@@ -136,7 +145,7 @@ def guess_split(lines: Iterator[str]) -> tuple[Split, Iterator[str]]:
             text_seen = True
         elif text_seen:
             gap_seen = True
-        if size > LONGEST_DOCUMENT:
+        if size > decode.LONGEST_DOCUMENT:
             return "line", chain(ahead, lines)
     return "file", iter(ahead)
 
@@ -170,22 +179,34 @@ def _text_documents(lines: Iterator[str], split: Split) -> Iterator[Passage]:
         yield Passage(first, "\n".join(held).rstrip("\n"))
 
 
-def _json_documents(path: Path, lines: Iterator[str], key: str) -> Iterator[Passage]:
+def _json_documents(
+    path: Path, lines: Iterator[str], key: str, broken: Callable[[str], None] | None
+) -> Iterator[Passage]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as problem:
-            raise UserError(
-                f"{path} line {number}: not JSON ({problem.msg}, column {problem.pos + 1}); mend or delete it"
-            ) from problem
-        if not isinstance(row, dict) or not isinstance(row.get(key), str):
-            keys = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-            raise UserError(
-                f"{path} line {number}: no text under key {key!r}, only {keys}; give clean another --key"
-            )
-        yield Passage(number, row[key])
+            yield Passage(number, _text_of(line, f"{path} line {number}", key))
+        except UserError as problem:
+            if broken is None:
+                raise
+            broken(str(problem))
+
+
+def _text_of(line: str, where: str, key: str) -> str:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as problem:
+        at = (
+            f"{problem.msg}, column {problem.pos + 1}"
+            if isinstance(problem, ValueError)
+            else "nested too deep"
+        )
+        raise UserError(f"{where}: not JSON ({at}); mend or delete it") from problem
+    if isinstance(row, dict) and isinstance(row.get(key), str):
+        return str(row[key])
+    keys = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+    raise UserError(f"{where}: no text under key {key!r}, only {keys}; give clean another --key")
 
 
 def _parquet_documents(path: Path, key: str, progress: Callable[[int], None] | None) -> Iterator[Passage]:
@@ -212,69 +233,3 @@ def _parquet_documents(path: Path, key: str, progress: Callable[[int], None] | N
         raise UserError(
             f"{path}: not a whole Parquet file ({str(problem)[:80]}); copy or download it again"
         ) from problem
-
-
-def _lines(path: Path, encoding: str, progress: Callable[[int], None] | None) -> Iterator[str]:
-    """The lines of a text without their ends (\\n or \\r\\n); only \\n separates, as in JSONL."""
-    held: list[str] = []
-    for text in _decoded(path, encoding, progress):
-        head, *rest = text.split("\n")
-        held.append(head)
-        if rest:
-            yield "".join(held).removesuffix("\r")
-            yield from (line.removesuffix("\r") for line in rest[:-1])
-            held = [rest[-1]]
-    if last := "".join(held).removesuffix("\r"):
-        yield last
-
-
-def _decoded(path: Path, encoding: str, progress: Callable[[int], None] | None) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    offset = 0
-    for data in _chunks(path, progress):
-        before = len(decoder.getstate()[0])  # bytes of a character cut by the chunk's edge
-        try:
-            text = decoder.decode(data, final=not data)
-        except UnicodeDecodeError as problem:
-            raise UserError(_not_encoded(path, encoding, offset - before + problem.start)) from problem
-        yield text if offset else text.removeprefix("\ufeff")
-        offset += len(data)
-
-
-def _not_encoded(path: Path, encoding: str, byte: int) -> str:
-    where = f"{path}: not {encoding.upper()} at byte {byte:,}"
-    if path.suffix in (".gz", ".zst"):
-        where += " of what it unpacks to"
-    if codecs.lookup(encoding).name != "utf-8":
-        return f"{where}; give clean another --encoding"
-    return (
-        f"{where}; if it is GBK, run clean with --encoding gb18030, or convert it: iconv -f GB18030 -t UTF-8"
-    )
-
-
-def _chunks(path: Path, progress: Callable[[int], None] | None) -> Iterator[bytes]:
-    """The unpacked bytes of a file, piece by piece, then one empty piece that marks the end."""
-    with path.open("rb") as raw:
-        unpacked = _unpacked(path, raw)
-        while True:
-            try:
-                data = unpacked.read(CHUNK)
-            except (EOFError, OSError, zlib.error) as problem:
-                raise UserError(
-                    f"{path}: broken or cut short ({str(problem)[:80]}); copy or download it again"
-                ) from problem
-            if progress:
-                progress(raw.tell())
-            yield data
-            if not data:
-                return
-
-
-def _unpacked(path: Path, raw: IO[bytes]) -> Any:
-    if path.suffix.lower() == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if path.suffix.lower() == ".zst":
-        from pyarrow import CompressedInputStream
-
-        return CompressedInputStream(raw, "zstd")
-    return raw

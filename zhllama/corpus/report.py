@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zhllama.corpus.stages import Tally
+from zhllama.corpus.tally import Tally
 from zhllama.page import Page, bar_plot
 
 
@@ -25,6 +25,27 @@ def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) 
     page.table(
         ["", "documents", "share"], [[name, count, f"{count / result['read']:.2%}"] for name, count in rows]
     )
+    if result["skipped"]:
+        page.heading("Not read")
+        page.table(["what", "left out"], [[what, count] for what, count in result["skipped"].items()])
+        page.table(["the first of them"], [[problem] for problem in tally.problems], text=True)
+    if result["personal"]:
+        page.heading("Personal data")
+        page.paragraph("Found by kind, and never shown here.", note=True)
+        page.table(["kind", "found"], [[kind, count] for kind, count in result["personal"].items()])
+    if result["contaminated"]:
+        page.heading("Shared with evaluation files")
+        page.paragraph("Dropped documents by the file they share 13 letters in a row with.", note=True)
+        page.table(["evaluation file", "documents"], [[*item] for item in result["contaminated"].items()])
+    if tally.clusters:
+        page.heading("Near-duplicates")
+        page.paragraph(
+            "Documents that share most of their 5-character sequences, exact copies counted in. Of each cluster "
+            "the one with the most letters was kept, of equals the earliest.",
+            note=True,
+        )
+        sizes = sorted(tally.clusters.items(), key=lambda item: int(item[0]))
+        page.table(["documents in a cluster", "clusters"], [[int(size), count] for size, count in sizes])
     page.heading("Lengths of kept documents")
     bins = sorted(map(int, tally.lengths))
     # Every length between the shortest and the longest has its bar, an empty one too.

@@ -10,6 +10,10 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from zhllama.corpus.grams import gram_hashes
+
 # What no text wants: controls but \n and \t, surrogates, private use, non-characters, zero-width marks.
 # A joiner (U+200D) stays: emoji are built with it.
 STRIPPED = re.compile(
@@ -29,6 +33,7 @@ SPACE = re.compile(r"\s+")
 # What UTF-8 and GBK make of each other's bytes once a converter has put replacement characters in between.
 GARBLED = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯")
 GRAM = 10
+WINDOW = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,4 +112,9 @@ def repetition(text: str) -> float:
     count = len(text) - GRAM + 1
     if count < 2:
         return 0.0
-    return 1 - len({text[start : start + GRAM] for start in range(count)}) / count
+    # In windows, for bounded memory: what repeats more than a million characters later is not seen.
+    distinct = sum(
+        len(np.unique(gram_hashes(text[start : start + WINDOW + GRAM - 1], GRAM)))
+        for start in range(0, count, WINDOW)
+    )
+    return 1 - distinct / count

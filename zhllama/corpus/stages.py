@@ -1,4 +1,4 @@
-"""The steps of `clean` as datatrove blocks, and the executor that runs them.
+"""Reading, judging, measuring and writing as datatrove blocks.
 
 Tasks are bundles of input files that depend on the input alone, never on the number of workers, and all that
 a task leaves is named by its rank: that is why the result is the same bytes whoever computed it.
@@ -7,96 +7,25 @@ a task leaves is named by its rank: that is why the result is the same bytes who
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import IO, Any
 
-import multiprocess  # type: ignore[import-untyped]
 from datatrove.data import Document
-from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from multiprocess import forkserver, resource_tracker
 
-from zhllama.corpus.read import Layout, read_file
-from zhllama.corpus.rules import HAN, SPACE, Limits, judge, normalise
+from zhllama.config import UserError
+from zhllama.corpus.decode import detect_encoding
+from zhllama.corpus.duplicates import LAST_RANK
+from zhllama.corpus.privacy import Privacy, redact
+from zhllama.corpus.read import Broken, Layout, read_file
+from zhllama.corpus.rules import HAN, Limits, judge, normalise
+from zhllama.corpus.tally import Meter, Tally
 
-EXAMPLES = 3
-EXAMPLE_CHARACTERS = 120
 GLUED_LINES = 1000  # a guessed document of more lines is worth a word of warning
-LAST_RANK = 65534  # datatrove's exact deduplication ranks tasks in 16 bits
-
-
-@dataclass
-class Tally:
-    """What a step saw: counts by name, dropped documents by reason, examples of them, kept ones by length.
-
-    `glued` holds the lines of a guessed document that are too many to be one, by its id.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    guessed: Counter[str] = field(default_factory=Counter)
-    lengths: Counter[str] = field(default_factory=Counter)
-    glued: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[list[str]]] = field(default_factory=dict)
-
-    def drop(self, reason: str, document: Document) -> None:
-        """Count a dropped document; the first few of each reason are shown in the report."""
-        self.dropped[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < EXAMPLES:
-            text = document.text
-            shown.append(
-                [document.id, text[:EXAMPLE_CHARACTERS] + ("…" if len(text) > EXAMPLE_CHARACTERS else "")]
-            )
-
-    def save(self, work: str, step: str, rank: int) -> None:
-        """Write this task's part; examples may hold lone surrogates, which JSON escapes."""
-        path = Path(work) / "tally" / f"{step}-{rank:05d}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.__dict__), encoding="utf-8")
-
-    @classmethod
-    def total(cls, work: Path) -> Tally:
-        """The sum over all tasks in rank order."""
-        total = cls()
-        for path in sorted((work / "tally").glob("*.json")):
-            part = json.loads(path.read_text(encoding="utf-8"))
-            for name in ("counts", "dropped", "guessed", "lengths", "glued"):
-                getattr(total, name).update(part[name])
-            for reason, shown in part["examples"].items():
-                held = total.examples.setdefault(reason, [])
-                held.extend(shown[: EXAMPLES - len(held)])
-        return total
-
-
-class Meter:
-    """Tells the process that shows progress how many bytes a task has read, through a file."""
-
-    def __init__(self, work: str, stage: str, rank: int) -> None:
-        self.path = Path(work) / f"progress-{stage}" / f"{rank:05d}"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.before = self.here = 0
-        self.told = 0.0
-
-    def __call__(self, here: int) -> None:
-        """Note how far into the current file the task is."""
-        self.here = here
-        if monotonic() - self.told > 0.3:
-            self.told = monotonic()
-            self.path.write_text(str(self.before + here))
-
-    def next_file(self) -> None:
-        """Note that the current file is done."""
-        self.before += self.here
-        self.here = 0
 
 
 class ReadBundle(PipelineStep):  # type: ignore[misc]
@@ -105,26 +34,39 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
     type = "📖 - READER"
     name = "zhllama files"
 
-    def __init__(self, work: str, layout: Layout) -> None:
+    def __init__(self, work: str, layout: Layout, broken: Broken) -> None:
         super().__init__()
-        self.work, self.layout = work, layout
+        self.work, self.layout, self.broken = work, layout, broken
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield documents with an id `NAME:LINE`."""
         bundle = json.loads((Path(self.work) / "bundles" / f"{rank:05d}.json").read_text(encoding="utf-8"))
         tally, meter = Tally(), Meter(self.work, "read", rank)
         for path, name in bundle:
-            splits: list[str] = []
-            for line, text in read_file(Path(path), self.layout, meter, splits.append):
-                tally.counts["read"] += 1
-                if splits and text.count("\n") >= GLUED_LINES:
-                    tally.glued[f"{name}:{line}"] = text.count("\n") + 1
-                yield Document(
-                    text, f"{name}:{line}", metadata={"source": name, "priority": LAST_RANK - rank + 1}
-                )
-            tally.guessed.update(splits)
+            try:
+                yield from self._documents(Path(path), name, tally, meter, LAST_RANK - rank + 1)
+            except UserError as problem:
+                if self.broken == "stop":
+                    raise
+                tally.skip("files", str(problem))
             meter.next_file()
         tally.save(self.work, "read", rank)
+
+    def _documents(
+        self, path: Path, name: str, tally: Tally, meter: Meter, priority: int
+    ) -> Iterator[Document]:
+        splits: list[str] = []
+        skip = partial(tally.skip, "rows") if self.broken == "skip" else None
+        layout = self.layout
+        if layout.encoding == "guess" and path.suffix != ".parquet":
+            layout = replace(layout, encoding=detect_encoding(path))
+            tally.encodings[layout.encoding] += 1
+        for line, text in read_file(path, layout, meter, splits.append, skip):
+            tally.counts["read"] += 1
+            if splits and text.count("\n") >= GLUED_LINES:
+                tally.glued[f"{name}:{line}"] = text.count("\n") + 1
+            yield Document(text, f"{name}:{line}", metadata={"source": name, "priority": priority})
+        tally.guessed.update(splits)
 
 
 class ReadKept(PipelineStep):  # type: ignore[misc]
@@ -133,16 +75,16 @@ class ReadKept(PipelineStep):  # type: ignore[misc]
     type = "📖 - READER"
     name = "zhllama kept documents"
 
-    def __init__(self, work: str) -> None:
+    def __init__(self, work: str, stage: str) -> None:
         super().__init__()
-        self.work = work
+        self.work, self.stage = work, stage
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield nothing where the rules kept nothing."""
         path = Path(self.work) / "kept" / f"{rank:05d}.jsonl"
         if not path.is_file():
             return
-        meter = Meter(self.work, "write", rank)
+        meter = Meter(self.work, self.stage, rank)
         with path.open("rb") as lines:
             for line in lines:
                 row = json.loads(line)
@@ -151,14 +93,14 @@ class ReadKept(PipelineStep):  # type: ignore[misc]
 
 
 class Judge(PipelineStep):  # type: ignore[misc]
-    """Normalise each document and keep it, or drop it with a reason."""
+    """Normalise each document, keep it or drop it with a reason, and take personal data out of what is kept."""
 
     type = "🔻 - FILTER"
     name = "zhllama rules"
 
-    def __init__(self, work: str, limits: Limits) -> None:
+    def __init__(self, work: str, limits: Limits, privacy: Privacy) -> None:
         super().__init__()
-        self.work, self.limits = work, limits
+        self.work, self.limits, self.privacy = work, limits, privacy
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield what is kept; examples of what is dropped show the text as it was before."""
@@ -166,30 +108,17 @@ class Judge(PipelineStep):  # type: ignore[misc]
         for document in data:
             tally.counts["replacement characters"] += document.text.count("\ufffd")
             text = normalise(document.text)
-            if reason := judge(text, self.limits):
+            reason = judge(text, self.limits)
+            if not reason and self.privacy != "keep":
+                text, kinds = redact(text)
+                tally.personal.update(kinds)
+                reason = "personal data" if kinds and self.privacy == "drop" else None
+            if reason:
                 tally.drop(reason, document)
             else:
                 document.text = text
                 yield document
         tally.save(self.work, "judge", rank)
-
-
-class CountDuplicates:
-    """What datatrove's deduplication calls a writer of dropped documents; it only counts them."""
-
-    def __init__(self, work: str) -> None:
-        self.work, self.tally, self.rank = work, Tally(), 0
-
-    def __enter__(self) -> CountDuplicates:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.tally.save(self.work, "unique", self.rank)
-
-    def write(self, document: Document, rank: int) -> None:
-        """Count one document whose text was kept before."""
-        self.rank = rank
-        self.tally.drop("duplicate", document)
 
 
 class Measure(PipelineStep):  # type: ignore[misc]
@@ -233,33 +162,3 @@ class WriteDocuments(DiskWriter):  # type: ignore[misc]
     def _get_filename_with_file_id(self, filename: str) -> str:
         # datatrove puts the number first; last, the order of names is the order of documents
         return filename.replace(".jsonl", f"-{self.file_id_counter[filename]:05d}.jsonl")
-
-
-class Executor(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's local executor, silent: its workers log to files only and leave Ctrl-C to their parent."""
-
-    def run(self) -> Any:
-        """Run all tasks; workers are born with Ctrl-C blocked, so that none of them prints a traceback."""
-        if self.workers > 1:
-            resource_tracker.ensure_running()  # unblocks the signal, so it comes first
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                forkserver.ensure_running()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return super().run()
-
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        if multiprocess.parent_process() and sys.stderr.name != os.devnull:
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the worker)
-        return super()._run_for_rank(rank, local_rank, node_rank)
-
-
-def text_without_space(document: Document) -> str:
-    """What two documents must share to count as the same."""
-    return SPACE.sub("", document.text)
-
-
-def priority(document: Document) -> int:
-    """Of equal documents the earliest is kept: that of the highest priority, then the first in its task."""
-    return int(document.metadata["priority"])

@@ -1,0 +1,108 @@
+"""Decontamination: documents that share 13 characters in a row with evaluation files do not get into a corpus."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from zhllama.config import UserError
+from zhllama.corpus.decode import read_lines
+from zhllama.corpus.grams import gram_hashes, letters
+from zhllama.corpus.tally import Tally
+
+OVERLAP = 13
+REASON = "in an evaluation file"
+KINDS = (".txt", ".json", ".jsonl", ".csv", ".tsv")
+
+
+def write_index(folder: Path, work: Path) -> None:
+    """Write the hashes of all 13-character sequences of a folder's files, sorted, and the file of each.
+
+    Every text in .json and .jsonl, line of .txt and cell of .csv and .tsv counts on its own, by its letters and
+    digits; shorter ones cannot be told from chance and are left out. Memory is 12 bytes a character of the files.
+
+    Raises:
+        UserError: no such folder, no file of a kind we read or no text of 13 letters in it, a file that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--decontaminate {folder}: no such folder")
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix.lower() in KINDS]
+    hashes = [np.empty(0, dtype=np.uint64)]
+    sources = [np.empty(0, dtype=np.uint32)]
+    for number, file in enumerate(files):
+        for text in _texts(file):
+            hashes.append(gram_hashes(letters(text), OVERLAP))
+            sources.append(np.full(len(hashes[-1]), number, dtype=np.uint32))
+    distinct, first = np.unique(np.concatenate(hashes), return_index=True)
+    if not len(distinct):
+        raise UserError(
+            f"--decontaminate {folder}: no text of {OVERLAP} letters in {' '.join(KINDS)} files inside"
+        )
+    np.save(work / "evaluation-hashes.npy", distinct)
+    np.save(work / "evaluation-files.npy", np.concatenate(sources)[first])
+    names = [file.relative_to(folder).as_posix() for file in files]
+    (work / "evaluation-files.json").write_text(json.dumps(names), encoding="utf-8")
+
+
+class Decontaminate(PipelineStep):  # type: ignore[misc]
+    """Drop documents that share 13 characters in a row with an evaluation file; count by file, show the shared ones."""
+
+    type = "🔻 - FILTER"
+    name = "zhllama decontamination"
+
+    def __init__(self, work: str) -> None:
+        super().__init__()
+        self.work = Path(work)
+
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yield what shares nothing; the index is mapped, one copy for all workers."""
+        hashes = np.load(self.work / "evaluation-hashes.npy", mmap_mode="r")
+        files = np.load(self.work / "evaluation-files.npy", mmap_mode="r")
+        names = json.loads((self.work / "evaluation-files.json").read_text(encoding="utf-8"))
+        tally = Tally()
+        for document in data:
+            compared = letters(document.text)
+            mine = gram_hashes(compared, OVERLAP)
+            places = np.minimum(np.searchsorted(hashes, mine), len(hashes) - 1)
+            hits = np.flatnonzero(hashes[places] == mine)
+            if not len(hits):
+                yield document
+                continue
+            for number in np.unique(files[places[hits]]).tolist():
+                tally.contaminated[names[number]] += 1
+            begin = int(hits[0])
+            tally.drop(REASON, document, note=f"shares {compared[begin : begin + OVERLAP]}: ")
+        tally.save(str(self.work), "decontaminate", rank)
+
+
+def _texts(file: Path) -> Iterator[str]:
+    lines = read_lines(file, "guess", None)
+    kind = file.suffix.lower()
+    try:
+        if kind == ".json":
+            yield from _strings(json.loads("\n".join(lines)))
+        elif kind == ".jsonl":
+            for line in lines:
+                yield from _strings(json.loads(line)) if line.strip() else ()
+        elif kind == ".txt":
+            yield from lines
+        else:
+            for row in csv.reader(lines, delimiter="\t" if kind == ".tsv" else ","):
+                yield from row
+    except (json.JSONDecodeError, csv.Error) as problem:
+        raise UserError(f"--decontaminate: {file} cannot be read ({problem}); mend or delete it") from problem
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

@@ -1,0 +1,130 @@
+"""The passes of `clean` over a corpus: read, find duplicates, write; a pass that was done is not done again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zhllama.corpus.privacy import Privacy
+from zhllama.corpus.read import Broken, Layout
+from zhllama.corpus.rules import Limits
+from zhllama.terminal import progress_bar
+
+LINES = 1000  # signatures that datatrove reads ahead of each task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the passes do, and with how many processes."""
+
+    layout: Layout
+    broken: Broken
+    limits: Limits
+    privacy: Privacy
+    deduplicate: bool
+    near: bool
+    decontaminate: Path | None
+    workers: int
+    shard_bytes: int
+
+
+def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> None:
+    """Write the documents of `output`, and what `Tally.total` sums up into `output/.work`."""
+    from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
+
+    from zhllama.corpus import contamination, duplicates, near, stages
+    from zhllama.corpus.executor import Executor, logged
+
+    work = output / ".work"
+    folder = str(work)
+    tasks = _bundle(files, source, work, plan.shard_bytes)
+    workers = plan.workers or len(os.sched_getaffinity(0))
+
+    def run(stage: str, pipeline: list[Any], tasks: int = tasks) -> None:
+        with logged(output / "logs" / f"{stage}.log"):
+            Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
+
+    first = [
+        stages.ReadBundle(folder, plan.layout, plan.broken),
+        stages.Judge(folder, plan.limits, plan.privacy),
+        stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
+    ]
+    if plan.decontaminate:
+        contamination.write_index(plan.decontaminate, work)
+        first.insert(2, contamination.Decontaminate(folder))
+    if plan.deduplicate:
+        first.append(duplicates.SignSame(folder))
+    if plan.near:
+        first.append(near.SignNear(folder))
+    with _progress("reading and filtering (KB)", sum(map(_size, files)), work / "progress-read"):
+        run("read", first)
+    if plan.deduplicate:
+        run("same", [ExactFindDedups(str(work / "signatures"), str(work / "duplicates"), duplicates.SAME)], 1)
+    if plan.near:
+        pairs = str(work / "near-pairs")
+        find = MinhashDedupBuckets(
+            str(work / "near-signatures"), pairs, config=near.NEAR, lines_to_buffer=LINES
+        )
+        run("near-pairs", [find], near.NEAR.num_buckets)
+        run("near", [near.ChooseBest(folder)], 1)
+    last = [
+        stages.ReadKept(folder, "write"),
+        duplicates.DropDuplicates(folder, count=True),
+        stages.Measure(folder),
+        stages.WriteDocuments(str(output), "documents-${rank}.jsonl", plan.shard_bytes),
+    ]
+    with _progress("writing (KB)", sum(map(_size, (work / "kept").glob("*"))), work / "progress-write"):
+        run("write", last)
+
+
+def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
+    """Write the files of each task, neighbours up to `size` bytes together; return the number of tasks."""
+    from zhllama.corpus.duplicates import LAST_RANK
+
+    root = source if source.is_dir() else source.parent
+    size = max(size, sum(map(_size, files)) // (LAST_RANK // 2))
+    bundles: list[list[tuple[str, str]]] = []
+    filled = size
+    for file in files:
+        if filled + _size(file) > size:
+            bundles.append([])
+            filled = 0
+        filled += _size(file)
+        bundles[-1].append((str(file.resolve()), file.relative_to(root).as_posix()))
+    (work / "bundles").mkdir(parents=True, exist_ok=True)
+    for rank, bundle in enumerate(bundles):
+        (work / "bundles" / f"{rank:05d}.json").write_text(json.dumps(bundle), encoding="utf-8")
+    return len(bundles)
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int, folder: Path) -> Iterator[None]:
+    """A bar fed from the files in which the tasks note how many bytes they have read."""
+    done = threading.Event()
+    with progress_bar() as bar:
+        task = bar.add_task(what, total=total // 1000, note="")
+
+        def poll() -> None:
+            while not done.wait(0.3):
+                read = sum(int(file.read_text() or 0) for file in folder.glob("*"))
+                bar.update(task, completed=read // 1000)
+
+        watcher = threading.Thread(target=poll, daemon=True)
+        watcher.start()
+        try:
+            yield
+            bar.update(task, completed=total // 1000)
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
