@@ -35,7 +35,7 @@ def gradients(total: Tensor, *inputs: Tensor) -> list[Tensor]:
 def test_equal_to_cross_entropy_on_both_sides_of_a_chunk(
     monkeypatch: pytest.MonkeyPatch, tokens: int, parts: str
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK", 8)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 8 * 4 * ROWS)
     hidden, weight, rows, labels = draw(tokens)
     hidden.requires_grad_()
     trained = (weight if parts == "weight" else rows).requires_grad_()
@@ -115,7 +115,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_never_holds_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK", 8)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 8 * 4 * ROWS)
     hidden, weight, rows, labels = draw(640)
     hidden.requires_grad_()
     rows.requires_grad_()

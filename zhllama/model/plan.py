@@ -21,7 +21,7 @@ import torch
 
 from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
-from zhllama.model.loss import CHUNK, ROWS
+from zhllama.model.loss import ROWS, chunk_size
 from zhllama.model.trace import Traced, trace
 from zhllama.model.zero import Zero
 
@@ -231,7 +231,8 @@ def _moments(job: Job, counts: Counts) -> dict[str, dict[str, float]]:
 def _loss(job: Job, trained_rows: int, wide: int) -> tuple[float, float]:
     """Bytes that `linear_cross_entropy` holds in its forward pass (which forms the gradients), and in its backward."""
     config, narrow = job.config, job.weight_bytes
-    tokens, chunk = job.batch * (job.block - 1), min(CHUNK, job.batch * (job.block - 1))
+    tokens = job.batch * (job.block - 1)
+    chunk = chunk_size(tokens, config.vocab_size)
     hidden = tokens * config.hidden_size
     copies = narrow * trained_rows if job.trained_bytes != narrow else 0
     logits = chunk * config.vocab_size * (4 + (narrow if narrow != 4 else 0))
