@@ -77,7 +77,10 @@ def begin(name: str, demo: Path, folder: Path) -> tuple[Path, list[object]]:
 
 
 def speeds(demo: Path, folder: Path) -> dict[str, float]:
-    """Seconds per step of each arm: medians over runs that take turns, so that a busy machine is busy for all."""
+    """Seconds per step of each arm: medians over runs that take turns, so that a busy machine is busy for all.
+
+    Arms that differ in the rows they start from alone do the same work, and share their runs.
+    """
     found: dict[str, list[float]] = {name: [] for name in ARMS}
     for turn in range(TURNS):
         for place, (name, seconds) in enumerate(found.items()):
@@ -86,7 +89,17 @@ def speeds(demo: Path, folder: Path) -> dict[str, float]:
                     "--train.max-steps", WARM + 9, "--train.save-strategy", "no")  # fmt: skip
             times = [line["seconds"] for line in read_metrics(output / "metrics.jsonl")][WARM:]
             seconds += [after - before for before, after in itertools.pairwise(times)]
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+    def same_work(name: str, other: str) -> bool:
+        (how, flags), (how_other, flags_other) = ARMS[name], ARMS[other]
+        return (how is None) == (how_other is None) and flags == flags_other
+
+    return {
+        name: statistics.median(
+            second for other, seconds in found.items() if same_work(name, other) for second in seconds
+        )
+        for name in ARMS
+    }
 
 
 def arm(name: str, minutes: float, second: float, demo: Path, folder: Path) -> list[list[float]]:
