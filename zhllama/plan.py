@@ -156,6 +156,11 @@ def _content(file: str) -> dict[str, Any]:
 
 def job_of(stage: Stage, shape: Any, new_rows: int, block: int, gpus: int, zero: Zero) -> Job:
     """What a recipe makes of a model; raises UserError where new rows train and there are none."""
+    if stage.body in ("prefix", "adaption") or stage.quantise:
+        raise UserError(
+            f"body {stage.body}, quantise {str(stage.quantise).lower()}: plan counts neither prompts nor weights of 4 "
+            "bits; plan --body lora without quantise, which takes more"
+        )
     if stage.embeddings == "new" and not new_rows:
         raise UserError(
             "embeddings new: say how many rows are new with --new-rows, or plan a resized --model"

@@ -10,6 +10,8 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Source, encode_mixture
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
+from zhllama.model.begin import start_of
+from zhllama.model.prompt import AdaptionSettings, PrefixSettings
 from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size
 from zhllama.pack.conversations import pack_conversations
@@ -32,10 +34,17 @@ class SftConfig:
     embeddings: Embeddings = "none"
     """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
     body: Body = "lora"
-    """What of the layers trains: LoRA, all their parameters (full), or nothing (none)."""
+    """What of the layers trains: LoRA, all their parameters (full), or nothing; or a prompt beside them instead: a
+    prefix, or LLaMA-Adapter's (adaption)."""
     embedding_learning_rate: float | None = None
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
+    prefix: PrefixSettings = field(default_factory=PrefixSettings)
+    adaption: AdaptionSettings = field(default_factory=AdaptionSettings)
+    adapter: str | None = None
+    """Run directory of an earlier run on the same model, whose adapter goes on training; it must not be merged."""
+    quantise: bool = False
+    """Hold the frozen layers in 4 bits (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
     max_minutes: float | None = None
     """Stop after this many minutes of training; the schedule follows the speed of the steps."""
     train: TrainingArguments = field(kw_only=True)
@@ -55,6 +64,7 @@ def sft(config: SftConfig) -> None:
     check_block_size(config.block_size, model_dir)
     check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
     inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    inputs |= start_of(config)
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     if tokenizer.chat_template is None:
         raise UserError(
