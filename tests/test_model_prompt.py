@@ -162,6 +162,22 @@ def test_an_adaption_prompt_starts_without_effect(extended_models: dict[str, Pat
     torch.testing.assert_close(model(**batch)["loss"], plain(**batch)["loss"])
 
 
+@every_method
+def test_a_prompt_learns(taught_models: dict[str, Path], kind: str, method: Method) -> None:
+    torch.manual_seed(0)
+    model = load_trainable(taught_models[kind], "none", method, torch.float32)
+    batch = blocks_of(model, [20, 30])
+    optimiser = torch.optim.AdamW(model.trainable().values(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        loss = model(**batch)["loss"]
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
