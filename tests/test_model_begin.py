@@ -262,6 +262,17 @@ def test_a_quantised_base_trains_lora_and_new_rows(extended_models: dict[str, Pa
     assert losses[-1] < losses[0] - 0.3
 
 
+def test_a_run_on_four_bits_is_saved_and_merged_into_the_whole_base(
+    tmp_path: Path, solo: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(begin, "_check_quantise", lambda *_: None)  # this machine may have no CUDA
+    solo(tmp_path / "r", "--quantise", "true")
+    lines = told(tmp_path / "r")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    main(["merge-adapter", "--adapter", str(tmp_path / "r"), "--output", str(tmp_path / "m")])
+
+
 def test_noise_is_uniform_and_scaled_by_each_document_s_length() -> None:
     torch.manual_seed(0)
     positions = torch.cat([torch.arange(4), torch.arange(12), torch.arange(16)]).view(2, 16)

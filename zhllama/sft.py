@@ -16,6 +16,8 @@ from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size
 from zhllama.pack.conversations import pack_conversations
 from zhllama.terminal import print_table, say
+from zhllama.tokenizer.load import load
+from zhllama.tokenizer.template import check_marks
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 
 
@@ -70,6 +72,8 @@ def sft(config: SftConfig) -> None:
         raise UserError(
             f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
         )
+    loaded = load(model_dir, "--model")
+    check_marks(tokenizer.chat_template, loaded.roles(), loaded.special_tokens(), f"--model {model_dir}")
     with run_directory(config, "sft", inputs) as result:
         samples, table = encode_mixture(config.data, tokenizer, config.block_size)
         print_table("Mixture", ["file", "format", "rows", "dropped", "tokens", "share"], table)

@@ -102,6 +102,25 @@ def check_base(adapter: Path, record: dict[str, Any], base: Path) -> None:
     )
 
 
+def open_adapter(given: str, base: Path, model: Any) -> Any:
+    """The loaded base with the adapter of a finished run on it, as peft opens it.
+
+    Raises:
+        UserError: an unfinished run, one on another base, or one that trained the layers in full.
+    """
+    from peft import PeftModel
+
+    run = finished_run(given)
+    check_base(run, artifact.read_record(run), base)
+    if adapter_parts(run)[2]:
+        raise UserError(
+            f"--adapter {run}: it trained the layers in full, which is a model of its own; run zhllama merge-adapter"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # peft unties a matrix that was trained in full
+        return PeftModel.from_pretrained(model, str(run))
+
+
 def _mergeable(given: str) -> Path:
     """The run directory behind --adapter, of which a merged model can be made."""
     run = finished_run(given)
