@@ -367,7 +367,7 @@ def test_deepspeed_interrupted_and_started_again_equals_uninterrupted(
 def test_deepspeed_trains_and_resumes_each_way(
     tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]], body: str, stage: int
 ) -> None:
-    words += ["--train.max-steps", "12", "--train.deepspeed", f"ds_configs/zero{stage}.json"]
+    words += ["--train.max-steps", "24", "--train.deepspeed", f"ds_configs/zero{stage}.json"]
     words += {
         "noise": ["--train.neftune-noise-alpha", "5"],
         "prefix": ["--body", "prefix", "--prefix.length", "6"],
