@@ -74,6 +74,15 @@ def check_choice(choice: Choice, directory: Path, block: int, zero3: bool) -> No
         _check_adapter(choice, Path(choice.adapter), directory)
 
 
+def check_counted(choice: Choice) -> None:
+    """Raise UserError for what `plan` has no counts of."""
+    if choice.body in ("prefix", "adaption") or choice.quantise:
+        raise UserError(
+            f"body {choice.body}, quantise {str(choice.quantise).lower()}: plan counts neither prompts nor weights of "
+            "4 bits; plan --body lora without quantise, which takes more"
+        )
+
+
 def _check_quantise(choice: Choice, zero3: bool) -> None:
     if choice.body != "lora" or choice.embeddings == "all":
         raise UserError(
