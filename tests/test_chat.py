@@ -117,6 +117,40 @@ def test_a_repeated_token_is_penalised(bytelevel_model_dir: Path) -> None:
     assert replies[0] != replies[1]
 
 
+@pytest.mark.parametrize("body", ["lora", "prefix", "adaption"])
+def test_an_adapter_answers_on_its_base(
+    tmp_path: Path, extended_models: dict[str, Path], solo: Any, body: str
+) -> None:
+    flags = [] if body == "lora" else ["--embeddings", "none", "--freeze-new-rows", "true"]
+    solo(tmp_path / "r", "--body", body, *flags, "--train.learning-rate", "3e-1")
+    base = extended_models["bytelevel"]
+    plain = speaker_of(base, max_new_tokens=6)
+    ours = speaker_of(base, max_new_tokens=6, adapter=str(tmp_path / "r"), repetition_penalty=1.0)
+    assert ours.positions == plain.positions - (30 if body == "prefix" else 0)
+    prompt = ours.tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    expected = ours.tokenizer.decode(greedy(ours, prompt, 6), skip_special_tokens=True).strip()
+    assert ours.answer(QUESTION)[0] == expected
+    ids = ours.encode(QUESTION)["input_ids"]
+    assert (ours.model(ids).logits - plain.model(ids).logits).abs().max() > 0.001
+
+
+def test_an_adapter_with_a_file_of_prompts_is_recorded(
+    tmp_path: Path, extended_models: dict[str, Path], run_dirs: dict[str, Path]
+) -> None:
+    base, run = extended_models["bytelevel"], run_dirs["bytelevel"]
+    prompts = put(tmp_path, {"instruction": "问"})
+    chat(ChatConfig(str(base), str(run), input=str(prompts), output=str(tmp_path / "a"), max_new_tokens=2))
+    assert artifact.read_record(tmp_path / "a")["inputs"]["adapter"]["path"] == str(run)
+
+
+def test_an_adapter_that_is_a_model_of_its_own_is_refused(
+    tmp_path: Path, extended_models: dict[str, Path], solo: Any
+) -> None:
+    solo(tmp_path / "r", "--body", "full", "--train.max-steps", 1)
+    problem = refusal(lambda: speaker_of(extended_models["bytelevel"], adapter=str(tmp_path / "r")))
+    assert "it trained the layers in full, which is a model of its own; run zhllama merge-adapter" in problem
+
+
 def test_sampling_is_repeated_by_its_seed(bytelevel_model_dir: Path) -> None:
     answers = [
         speaker_of(bytelevel_model_dir, temperature=5.0, seed=seed, max_new_tokens=8).answer(QUESTION)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from zhllama.config import UserError
 from zhllama.conversation import Message, Source, encode, encode_mixture, read_conversations
-from zhllama.tokenizer.merge import MARKS
+from zhllama.tokenizer.template import MARKS
 
 TEMPLATES = sorted((Path(__file__).resolve().parents[1] / "zhllama" / "templates").rglob("*.jinja"))
 ALPACA = {"instruction": "翻译", "input": "hello", "output": "你好"}
@@ -49,9 +49,27 @@ EXPECTED: dict[str, list[tuple[str, bool]]] = {
     ],
     "llama2": [
         ("{BOS}[INST] {S}中国的首都是哪里？ [/INST]", False),
+        (" 北京。 {EOS}", True),
+        ("{BOS}[INST] Why?\n两行 [/INST]", False),
+        (" 因为：\n- 一\n- 二 {EOS}", True),
+    ],
+    "alpaca2": [
+        ("{BOS}[INST] {S}中国的首都是哪里？ [/INST]", False),
         (" 北京。{EOS}", True),
         ("{BOS}[INST] Why?\n两行 [/INST]", False),
         (" 因为：\n- 一\n- 二{EOS}", True),
+    ],
+    "alpaca_zh_short": [
+        ("{BOS}{S}### 指令：\n中国的首都是哪里？\n\n### 回答：\n", False),
+        ("北京。{EOS}", True),
+        ("\n\n### 指令：\nWhy?\n两行\n\n### 回答：\n", False),
+        ("因为：\n- 一\n- 二{EOS}", True),
+    ],
+    "chinese_alpaca": [
+        ("{BOS}{S}\n\n### Instruction:\n中国的首都是哪里？\n\n### Response: ", False),
+        ("北京。{EOS}", True),
+        ("\n\n### Instruction:\nWhy?\n两行\n\n### Response: ", False),
+        ("因为：\n- 一\n- 二{EOS}", True),
     ],
     "chatml": [
         ("{S}<|im_start|>user\n中国的首都是哪里？<|im_end|>\n<|im_start|>assistant\n", False),
@@ -82,6 +100,16 @@ SYSTEMS = {
         SYSTEM,
     ),
     "alpaca_zh": ("下面是一条指令，请写出恰当完成该指令的回答。", SYSTEM),
+    "alpaca_zh_short": ("", f"{SYSTEM}\n\n"),
+    "chinese_alpaca": (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.",
+        SYSTEM,
+    ),
+    "alpaca2": (
+        "<<SYS>>\nYou are a helpful assistant. 你是一个乐于助人的助手。\n<</SYS>>\n\n",
+        f"<<SYS>>\n{SYSTEM}\n<</SYS>>\n\n",
+    ),
     "llama2": ("", f"<<SYS>>\n{SYSTEM}\n<</SYS>>\n\n"),
     "chatml": ("", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"),
     "llama3": ("", f"<|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"),
@@ -259,7 +287,7 @@ def test_a_negative_number_of_samples_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_shipped_template_is_tested() -> None:
-    assert sorted(EXPECTED) == sorted(SYSTEMS) == [file.stem for file in TEMPLATES]
+    assert sorted(EXPECTED) == sorted(SYSTEMS) == sorted(file.stem for file in TEMPLATES)
 
 
 @pytest.mark.parametrize("system", [False, True], ids=["plain", "system"])

@@ -367,6 +367,43 @@ def test_deepspeed_interrupted_and_started_again_equals_uninterrupted(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("body", "stage"), [("prefix", 2), ("adaption", 2), ("adaption", 3), ("noise", 2)])
+def test_deepspeed_trains_and_resumes_each_way(
+    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]], body: str, stage: int
+) -> None:
+    words += ["--train.max-steps", "24", "--train.deepspeed", f"ds_configs/zero{stage}.json"]
+    words += {
+        "noise": ["--train.neftune-noise-alpha", "5"],
+        "prefix": ["--body", "prefix", "--prefix.length", "6"],
+        "adaption": ["--body", "adaption", "--adaption.length", "4"],
+    }[body]
+    words += [] if body == "noise" else ["--embeddings", "none", "--freeze-new-rows", "true"]
+    output = tmp_path / "run"
+    code, _ = interrupt(launch(words, output), output)
+    assert code != 0
+    assert "resuming from" in finished(launch(words, output))
+    finished(launch(words, tmp_path / "whole"))
+    lines = read_metrics(output / "metrics.jsonl")
+    for mine, theirs in zip(lines, read_metrics(tmp_path / "whole" / "metrics.jsonl"), strict=True):
+        assert mine | {"seconds": 0} == theirs | {"seconds": 0}
+    ours, theirs_ = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(ours[key], theirs_[key]) for key in ours | theirs_)
+    if body != "noise":  # every rank draws its own
+        assert_close(lines, alone(tmp_path / "reference"))
+
+
+@pytest.mark.slow
+def test_deepspeed_continues_an_adapter(
+    tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    words += ["--train.max-steps", "6"]
+    alone(tmp_path / "first")
+    words += ["--adapter", str(tmp_path / "first"), "--train.deepspeed", "ds_configs/zero2.json"]
+    finished(launch(words, tmp_path / "run"))
+    assert_close(read_metrics(tmp_path / "run" / "metrics.jsonl"), alone(tmp_path / "reference"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_other_stages_of_zero_equal_one_process(
     tmp_path: Path, words: list[str], alone: Callable[[Path], list[dict[str, Any]]], stage: int

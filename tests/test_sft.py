@@ -14,6 +14,7 @@ from zhllama.artifact import read_record
 from zhllama.cli import main
 from zhllama.metrics import read_metrics
 from zhllama.pack.blocks import Blocks
+from zhllama.tokenizer.template import shipped
 
 Rows = list[dict[str, Any]]
 QUESTIONS: Rows = [
@@ -128,6 +129,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         for name in ("whole", "r")
     )
     assert broken == whole
+
+
+def test_a_template_whose_marks_are_no_tokens(
+    tmp_path: Path,
+    extended_models: dict[str, Path],
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    model = shutil.copytree(extended_models[kind], tmp_path / "m")
+    (model / "chat_template.jinja").write_text(shipped("llama3"))
+    problem = refused(capsys, flags, "--model", model)
+    assert (
+        f"--model {model}: the chat template writes <|start_header_id|>, which is no special token" in problem
+    )
+
+
+def test_the_adapter_of_pretraining_goes_on(
+    tmp_path: Path, flags: list[str], run_dirs: dict[str, Path], kind: str
+) -> None:
+    main([*flags, "--adapter", str(run_dirs[kind]), "--embeddings", "new", "--lora.alpha", "128"])
+    before, after = (load_file(run / "adapter_model.safetensors") for run in (run_dirs[kind], tmp_path / "r"))
+    assert before.keys() == after.keys()
+    main(["merge-adapter", "--adapter", str(tmp_path / "r"), "--output", str(tmp_path / "m")])
+    assert read_record(tmp_path / "m")["result"]["difference"] < 1e-4
+
+
+@pytest.mark.parametrize("body", ["prefix", "adaption"])
+def test_a_prompt_is_tuned_on_conversations(tmp_path: Path, flags: list[str], body: str) -> None:
+    main([*flags, "--body", body, "--train.neftune-noise-alpha", "5"])
+    assert read_record(tmp_path / "r")["result"]["steps"] == 4
 
 
 def test_a_model_without_template(

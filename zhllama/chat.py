@@ -13,6 +13,7 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Message, from_alpaca, from_messages
 from zhllama.device import default_device, default_dtype
+from zhllama.model.merge import open_adapter
 from zhllama.model.weights import load_model, read_config, shards
 from zhllama.terminal import console, say, track
 from zhllama.tokenizer.load import load
@@ -24,6 +25,8 @@ class ChatConfig:
 
     model: str
     """Model directory with a chat template inside."""
+    adapter: str | None = None
+    """Run directory of pretrain or sft, used on its base --model without merging."""
     prompt: list[str] = field(default_factory=list)
     """Answer these and exit; repeatable."""
     input: str | None = None
@@ -77,6 +80,9 @@ class Speaker:
             raise UserError(f"--model {directory}: no chat template inside, so it cannot chat")
         self.tokenizer = AutoTokenizer.from_pretrained(str(directory))
         self.model = load_model(directory, default_dtype())
+        if config.adapter is not None:
+            self.model = open_adapter(config.adapter, directory, self.model)
+            self.positions -= getattr(self.model.active_peft_config, "num_virtual_tokens", 0) or 0
         self.model.to(default_device()).eval()
         self.config = config
         torch.manual_seed(config.seed)
@@ -149,9 +155,10 @@ def _answer_file(config: ChatConfig, directory: Path) -> None:
     """Write `answers.jsonl`: each conversation with its reply, and whether the model ended it itself."""
     assert config.input is not None and config.output is not None
     prompts = read_prompts(Path(config.input))
-    with artifact.create(
-        config.output, "report", "chat", config, {"model": directory, "input": config.input}
-    ) as run:
+    inputs: dict[str, str | Path] = {"model": directory, "input": config.input}
+    if config.adapter is not None:
+        inputs["adapter"] = config.adapter
+    with artifact.create(config.output, "report", "chat", config, inputs) as run:
         speaker = Speaker(directory, config)
         for number, messages in enumerate(prompts, 1):  # refused now rather than after hours
             try:

@@ -12,7 +12,7 @@ from transformers.trainer import OPTIMIZER_NAME
 from zhllama.config import UserError
 from zhllama.model.adapter import ADAPTER_WEIGHTS, adapter_key
 from zhllama.model.trainable import TrainableModel, last_rows
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
+from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, read_tensor
 
 SEAL = "complete"
 # Of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy.
@@ -72,11 +72,14 @@ def optimizer_fits(checkpoint: Path, deepspeed: bool, ranks: int) -> bool:
     return parts == ranks and zero3 == bool(is_deepspeed_zero3_enabled())
 
 
-def check_saved(folder: Path, model: TrainableModel, base: Path, moved: bool) -> None:
+def check_saved(
+    folder: Path, model: TrainableModel, base: Path, moved: bool, start: str | None = None
+) -> None:
     """Re-open a saved adapter: every trainable tensor is there, whole and finite.
 
     Args:
-        moved: also that LoRA's B is no longer zero and that the new rows are not those of `base`.
+        moved: also that LoRA's B is no longer zero, and that new rows and prompts are not where they began.
+        start: the run whose adapter training began from, which then must have moved as well.
 
     Raises:
         UserError: a bad save, which must not pass for a finished run.
@@ -91,6 +94,11 @@ def check_saved(folder: Path, model: TrainableModel, base: Path, moved: bool) ->
             raise UserError(f"{file}: {key} is missing, empty or not finite; the save went wrong")
         if moved and "lora_B" in key and not bool(tensor.any()):
             raise UserError(f"{file}: {key} never moved from zero; training had no effect")
+        first = model.start.get(key)  # behind its gate of zero a prompt itself waits a step longer
+        if moved and first is not None and "adaption_prompt" not in key and torch.equal(tensor, first.cpu()):
+            raise UserError(f"{file}: {key} never moved; training had no effect")
+        if moved and start and torch.equal(tensor, read_tensor(Path(start) / ADAPTER_WEIGHTS, key)):
+            raise UserError(f"{file}: {key} is still that of {start}; training had no effect")
     for key in (INPUT_KEY, OUTPUT_KEY) if moved and model.new_row_count else ():
         rows = state.get(adapter_key(key.replace("weight", "new_rows")))
         if rows is not None and torch.equal(rows, last_rows(base, key, len(rows))):

@@ -11,6 +11,7 @@ import yaml
 
 from zhllama import artifact
 from zhllama.config import UserError, parse
+from zhllama.model.begin import check_counted
 from zhllama.model.cost import Gpu, find_gpu, flops_per_token, hours
 from zhllama.model.plan import GIB, PARTS, Counts, Job, count, host_memory, known_shape, memory, shape_config
 from zhllama.model.trainable import new_row_count
@@ -156,6 +157,7 @@ def _content(file: str) -> dict[str, Any]:
 
 def job_of(stage: Stage, shape: Any, new_rows: int, block: int, gpus: int, zero: Zero) -> Job:
     """What a recipe makes of a model; raises UserError where new rows train and there are none."""
+    check_counted(stage)
     if stage.embeddings == "new" and not new_rows:
         raise UserError(
             "embeddings new: say how many rows are new with --new-rows, or plan a resized --model"

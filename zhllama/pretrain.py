@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
+from zhllama.model.begin import start_of
+from zhllama.model.prompt import AdaptionSettings, PrefixSettings
 from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size
 from zhllama.pack.blocks import Blocks
@@ -33,10 +35,17 @@ class PretrainConfig:
     freeze_new_rows: bool = False
     """Allow --embeddings none on an extended model, whose new rows then stay as initialised."""
     body: Body = "lora"
-    """What of the layers trains: LoRA, all their parameters (full), or nothing (none)."""
+    """What of the layers trains: LoRA, all their parameters (full), or nothing; or a prompt beside them instead: a
+    prefix, or LLaMA-Adapter's (adaption)."""
     embedding_learning_rate: float | None = None
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    prefix: PrefixSettings = field(default_factory=PrefixSettings)
+    adaption: AdaptionSettings = field(default_factory=AdaptionSettings)
+    adapter: str | None = None
+    """Run directory of an earlier run on the same model, whose adapter goes on training; it must not be merged."""
+    quantise: bool = False
+    """Hold the frozen layers in 4 bits (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
     attend_across_documents: bool = False
     """Let attention and positions run on from one document of a block into the next."""
     max_minutes: float | None = None
@@ -67,7 +76,8 @@ def pretrain(config: PretrainConfig) -> None:
     check_parts(model_dir, config.embeddings, config.body, config.freeze_new_rows)
     blocks = Blocks.open(tokens_dir, config.attend_across_documents)
     check_block_size(blocks.ids.shape[1], model_dir)
-    with run_directory(config, "pretrain", {"model": model_dir, "tokens": tokens_dir}) as result:
+    inputs = {"model": model_dir, "tokens": tokens_dir, **start_of(config)}
+    with run_directory(config, "pretrain", inputs) as result:
         outcome = train(config, model_dir, blocks)
         result.update(outcome)
     say(

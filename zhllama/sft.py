@@ -10,10 +10,14 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation import Source, encode_mixture
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
+from zhllama.model.begin import start_of
+from zhllama.model.prompt import AdaptionSettings, PrefixSettings
 from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size
 from zhllama.pack.conversations import pack_conversations
 from zhllama.terminal import print_table, say
+from zhllama.tokenizer.load import load
+from zhllama.tokenizer.template import check_marks
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 
 
@@ -32,10 +36,17 @@ class SftConfig:
     embeddings: Embeddings = "none"
     """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
     body: Body = "lora"
-    """What of the layers trains: LoRA, all their parameters (full), or nothing (none)."""
+    """What of the layers trains: LoRA, all their parameters (full), or nothing; or a prompt beside them instead: a
+    prefix, or LLaMA-Adapter's (adaption)."""
     embedding_learning_rate: float | None = None
     """Learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
+    prefix: PrefixSettings = field(default_factory=PrefixSettings)
+    adaption: AdaptionSettings = field(default_factory=AdaptionSettings)
+    adapter: str | None = None
+    """Run directory of an earlier run on the same model, whose adapter goes on training; it must not be merged."""
+    quantise: bool = False
+    """Hold the frozen layers in 4 bits (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
     max_minutes: float | None = None
     """Stop after this many minutes of training; the schedule follows the speed of the steps."""
     train: TrainingArguments = field(kw_only=True)
@@ -55,11 +66,14 @@ def sft(config: SftConfig) -> None:
     check_block_size(config.block_size, model_dir)
     check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
     inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    inputs |= start_of(config)
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     if tokenizer.chat_template is None:
         raise UserError(
             f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
         )
+    loaded = load(model_dir, "--model")
+    check_marks(tokenizer.chat_template, loaded.roles(), loaded.special_tokens(), f"--model {model_dir}")
     with run_directory(config, "sft", inputs) as result:
         samples, table = encode_mixture(config.data, tokenizer, config.block_size)
         print_table("Mixture", ["file", "format", "rows", "dropped", "tokens", "share"], table)

@@ -19,15 +19,15 @@ from zhllama.checkpoint import check_saved, check_space, last_checkpoint, optimi
 from zhllama.config import UserError
 from zhllama.metrics import METRICS, StepCallback, Tally, plot_loss, read_metrics
 from zhllama.model.adapter import (
-    Body,
-    Embeddings,
     LoraSettings,
+    Method,
     gathered_state,
     load_adapter,
     parameter_count,
     part_of,
     save_adapter,
 )
+from zhllama.model.begin import Choice
 from zhllama.model.change import norms_of_change
 from zhllama.model.cost import flops_of
 from zhllama.model.loss import IGNORED
@@ -42,14 +42,11 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-class Stage(Protocol):
+class Stage(Choice, Protocol):
     """What the settings of pretrain and sft share."""
 
     output: str
-    embeddings: Embeddings
-    body: Body
     embedding_learning_rate: float | None
-    lora: LoraSettings
     max_minutes: float | None
     train: TrainingArguments
 
@@ -63,7 +60,7 @@ class BlockTrainer(Trainer):
         self,
         model: TrainableModel,
         stage: Stage,
-        lora: LoraSettings | None,
+        method: Method | None,
         blocks: Blocks,
         tokenizer: Loaded,
         base: Path,
@@ -71,7 +68,9 @@ class BlockTrainer(Trainer):
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(stage.output) / "logs")
         super().__init__(model=model, args=stage.train, train_dataset=blocks)
         self.model_accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
-        self.stage, self.lora, self.base_directory = stage, lora, base
+        self.stage, self.method, self.base_directory = stage, method, base
+        # The Trainer's own hook would scale the noise by the length of a block, not of a document in it.
+        model.noise, self.neftune_noise_alpha = stage.train.neftune_noise_alpha, None
         self.planned_steps = 0
         self.total_tokens = 0
         self.tally = Tally(tokenizer, model.config.vocab_size, self.args.device)
@@ -93,7 +92,7 @@ class BlockTrainer(Trainer):
         outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.save_model()
         if is_first_rank():
-            check_saved(output, self.model, self.base_directory, moved=True)
+            check_saved(output, self.model, self.base_directory, True, self.stage.adapter)
             plot_loss(output)
         losses = [line["loss"] for line in read_metrics(output / METRICS)]  # those before a resume included
         mean = fmean(losses) if losses else outcome.training_loss
@@ -157,7 +156,7 @@ class BlockTrainer(Trainer):
 
     def changes(self) -> dict[str, float]:
         """Norms of the change of each part since the base; under ZeRO-3 for all ranks to call."""
-        scale = self.lora.scale if self.lora else 0.0
+        scale = self.method.scale if isinstance(self.method, LoraSettings) else 0.0
         return norms_of_change(self.model, self.base_directory, scale)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -211,11 +210,11 @@ class BlockTrainer(Trainer):
         state = gathered_state(self.model.trainable(), self.args.should_save)
         if self.args.should_save:
             config, count = self.model.config, self.model.new_row_count
-            save_adapter(folder, state, self.lora, self.base_directory, config, count)
+            save_adapter(folder, state, self.method, self.base_directory, config, count)
         if self.args.should_save and _internal_call:
             # The first step of a warm-up has a learning rate of zero.
             moved = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
-            check_saved(folder, self.model, self.base_directory, moved)
+            check_saved(folder, self.model, self.base_directory, moved, self.stage.adapter)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's, sealed when every rank has written, and old ones deleted only then."""

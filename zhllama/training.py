@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.device import prefers_bf16, remove_shared_file
 from zhllama.model.adapter import parameter_count, part_of
+from zhllama.model.begin import begin, check_choice, method_of
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
@@ -65,6 +67,8 @@ def check_arguments(train: Any) -> None:
         raise UserError("train.max_steps or train.num_train_epochs: one of them must be above 0")
     if train.learning_rate <= 0:
         raise UserError(f"train.learning_rate {train.learning_rate}: it must be above 0")
+    if train.neftune_noise_alpha is not None and train.neftune_noise_alpha <= 0:
+        raise UserError(f"train.neftune_noise_alpha {train.neftune_noise_alpha}: it must be above 0, or null")
     if str(train.eval_strategy) not in ("no", "IntervalStrategy.NO"):
         raise UserError(
             f"train.eval_strategy {train.eval_strategy}: runs do not evaluate; use zhllama evaluate"
@@ -89,12 +93,14 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
     """Load the model, train it on the blocks, save and re-open the adapter; returns steps, tokens and mean loss.
 
     Raises:
-        UserError: a rate or a budget that is not above 0, no such LoRA target, a save that does not reopen.
+        UserError: what `check_choice` refuses, a rate or a budget that is not above 0, no such LoRA target, a save that
+            does not reopen.
     """
     for name in ("embedding_learning_rate", "max_minutes"):
         value = getattr(stage, name)
         if value is not None and value <= 0:
             raise UserError(f"{name} {value}: it must be above 0")
+    check_choice(stage, model_dir, blocks.ids.shape[1], is_deepspeed_zero3_enabled())
     set_seed(stage.train.seed)
     if stage.train.deepspeed:
         import deepspeed
@@ -105,11 +111,12 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
         # makes next would wait for it for half an hour.
         torch.distributed.barrier()
         remove_shared_file(torch.distributed.get_rank())
-    lora = stage.lora if stage.body == "lora" else None
+    method, full = method_of(stage), stage.body == "full"
     dtype = compute_dtype(stage.train)
-    model = load_trainable(model_dir, stage.embeddings, lora, dtype, full=stage.body == "full")
+    model = load_trainable(model_dir, stage.embeddings, method, dtype, full=full, quantise=stage.quantise)
+    begin(model, stage, blocks[0]["input_ids"])
     say(describe(model))
-    return BlockTrainer(model, stage, lora, blocks, load(model_dir, "--model"), model_dir).run()
+    return BlockTrainer(model, stage, method, blocks, load(model_dir, "--model"), model_dir).run()
 
 
 def compute_dtype(arguments: TrainingArguments) -> torch.dtype:

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.model.prompt import ADAPTION_KEY, PREFIX_KEY, AdaptionSettings, PrefixSettings, prompt_config
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
 
 Embeddings = Literal["new", "all", "none"]
-Body = Literal["lora", "full", "none"]
-Part = Literal["LoRA", "new rows", "embeddings", "layers"]
+Body = Literal["lora", "full", "prefix", "adaption", "none"]
+Part = Literal["LoRA", "prompts", "new rows", "embeddings", "layers"]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -59,6 +61,9 @@ class LoraSettings:
         return float(self.alpha / (self.rank**0.5 if self.rslora else self.rank))
 
 
+Method = LoraSettings | PrefixSettings | AdaptionSettings  # what may be added to a model whose weights stay
+
+
 def lora_config(lora: LoraSettings | None) -> Any:
     """peft's settings; without LoRA they only carry embedding rows."""
     from peft import LoraConfig
@@ -80,6 +85,8 @@ def lora_config(lora: LoraSettings | None) -> Any:
 def adapter_key(name: str) -> str:
     """peft's key of a trainable parameter named as in the base model."""
     name = name.removeprefix("base.").replace(".default.", ".")
+    if name.endswith(PREFIX_KEY):
+        return PREFIX_KEY
     return PREFIX + name.replace("new_rows", ROWS_KEY)
 
 
@@ -115,14 +122,17 @@ def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> Abstrac
 
 
 def save_adapter(
-    path: Path, state: dict[str, Tensor], lora: LoraSettings | None, base: Path, config: Any, new_rows: int
+    path: Path, state: dict[str, Tensor], method: Method | None, base: Path, config: Any, new_rows: int
 ) -> None:
     """Write what `gathered_state` gave; `adapter_config.json` makes it peft's, except where layers trained in full."""
     from safetensors.torch import save_file
 
     path.mkdir(parents=True, exist_ok=True)
     if not holds_layers(state):
-        peft_config = lora_config(lora)
+        if isinstance(method, PrefixSettings | AdaptionSettings):
+            peft_config = prompt_config(method, config)
+        else:
+            peft_config = lora_config(method)
         peft_config.base_model_name_or_path = str(base)
         peft_config.inference_mode = True
         if new_rows:
@@ -149,8 +159,8 @@ def load_adapter(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
             parameter.data.copy_(state[key])
 
 
-def adapter_parts(path: Path) -> tuple[Embeddings, LoraSettings | None, bool]:
-    """Which embedding rows a saved adapter holds, its LoRA settings, and whether it holds the layers in full."""
+def adapter_parts(path: Path) -> tuple[Embeddings, Method | None, bool]:
+    """Which embedding rows a saved adapter holds, the settings of what it adds, whether it holds the layers in full."""
     from safetensors import safe_open
 
     with safe_open(path / ADAPTER_WEIGHTS, "pt") as stored:
@@ -161,6 +171,10 @@ def adapter_parts(path: Path) -> tuple[Embeddings, LoraSettings | None, bool]:
     if holds_layers(keys):
         return embeddings, None, True
     content = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if content["peft_type"] == "PREFIX_TUNING":
+        return embeddings, PrefixSettings(content["num_virtual_tokens"]), False
+    if content["peft_type"] == "ADAPTION_PROMPT":
+        return embeddings, AdaptionSettings(content["adapter_len"], content["adapter_layers"]), False
     if isinstance(content["target_modules"], str):  # peft's word for no module at all
         return embeddings, None, False
     lora = LoraSettings(
@@ -174,10 +188,20 @@ def adapter_parts(path: Path) -> tuple[Embeddings, LoraSettings | None, bool]:
     return embeddings, lora, False
 
 
+def finished_run(given: str) -> Path:
+    """The run directory behind --adapter, which holds what a finished run trained."""
+    run = artifact.require(given, "run", "--adapter")
+    if "result" not in artifact.read_record(run) or not (run / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"--adapter {run}: no finished adapter inside; give the --output of pretrain or sft")
+    return run
+
+
 def part_of(key: str) -> Part:
     """Which part of a model a trained tensor belongs to, by its key."""
     if "lora_" in key:
         return "LoRA"
+    if ADAPTION_KEY in key or key == PREFIX_KEY:
+        return "prompts"
     if ROWS_KEY in key:
         return "new rows"
     return "embeddings" if key in ENDS else "layers"

@@ -16,10 +16,10 @@ ROWS_AT_ONCE = 8192
 
 
 def norms_of_change(model: TrainableModel, base: Path, lora_scale: float) -> dict[str, float]:
-    """Frobenius norms of the change since `base`, a model directory: of new rows, old rows, LoRA, layers.
+    """Frobenius norms of the change since `base`, a model directory: of new rows, old rows, LoRA, prompts, layers.
 
-    LoRA's is that of its scaled B @ A. Frozen rows are compared too, so 0 for the old rows is measured, not
-    assumed. Under ZeRO-3 every rank must call this.
+    LoRA's is that of its scaled B @ A, prompts' that since their start. Frozen rows are compared too, so 0 for the old
+    rows is measured, not assumed. Under ZeRO-3 every rank must call this.
     """
     squares: dict[str, float] = {}
     trained = {key.removeprefix(PREFIX): parameter for key, parameter in model.trainable().items()}
@@ -33,6 +33,11 @@ def norms_of_change(model: TrainableModel, base: Path, lora_scale: float) -> dic
             if "lora_A" not in name:
                 continue
             part, square = "LoRA", _product(parameter, trained[name.replace("lora_A", "lora_B")], lora_scale)
+        elif PREFIX + name in model.start or name in model.start:
+            start = model.start.get(PREFIX + name, model.start.get(name))
+            assert start is not None
+            with gathered([parameter]):
+                part, square = "prompts", float((parameter.detach() - start).float().square().sum())
         elif ROWS_KEY in name:
             part, square = (
                 "new rows",

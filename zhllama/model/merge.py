@@ -14,7 +14,14 @@ from torch import Tensor
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.model.adapter import ADAPTER_WEIGHTS, PREFIX, ROWS_KEY, adapter_parts
+from zhllama.model.adapter import (
+    ADAPTER_WEIGHTS,
+    PREFIX,
+    ROWS_KEY,
+    LoraSettings,
+    adapter_parts,
+    finished_run,
+)
 from zhllama.model.weights import (
     INPUT_KEY,
     OUTPUT_KEY,
@@ -54,12 +61,12 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
     Several adapters give, bit for bit, what merging one after another gives: each is cast back before the next.
 
     Raises:
-        UserError: an unfinished run, a base other than the one trained on, adapters out of order, or merged logits
-            that differ.
+        UserError: an unfinished run, one that trained a prompt, a base other than the one trained on, adapters out of
+            order, or merged logits that differ.
     """
     if not config.adapter:
         raise UserError("--adapter: give at least one run directory of pretrain or sft")
-    runs = [_finished(given) for given in config.adapter]
+    runs = [_mergeable(given) for given in config.adapter]
     record = artifact.read_record(runs[0])
     first = record["inputs"]["model"]
     base = artifact.require(config.model or first["path"], "model", "--model")
@@ -95,11 +102,35 @@ def check_base(adapter: Path, record: dict[str, Any], base: Path) -> None:
     )
 
 
-def _finished(given: str) -> Path:
-    """The run directory behind --adapter, which holds what a finished run trained."""
-    run = artifact.require(given, "run", "--adapter")
-    if "result" not in artifact.read_record(run) or not (run / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"--adapter {run}: no finished adapter inside; give the --output of pretrain or sft")
+def open_adapter(given: str, base: Path, model: Any) -> Any:
+    """The loaded base with the adapter of a finished run on it, as peft opens it.
+
+    Raises:
+        UserError: an unfinished run, one on another base, or one that trained the layers in full.
+    """
+    from peft import PeftModel
+
+    run = finished_run(given)
+    check_base(run, artifact.read_record(run), base)
+    if adapter_parts(run)[2]:
+        raise UserError(
+            f"--adapter {run}: it trained the layers in full, which is a model of its own; run zhllama merge-adapter"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # peft unties a matrix that was trained in full
+        return PeftModel.from_pretrained(model, str(run))
+
+
+def _mergeable(given: str) -> Path:
+    """The run directory behind --adapter, of which a merged model can be made."""
+    run = finished_run(given)
+    method = adapter_parts(run)[1]
+    if method is not None and not isinstance(method, LoraSettings):
+        raise UserError(
+            f"--adapter {run}: a trained prompt ({type(method).__name__.removesuffix('Settings').lower()}) changes no "
+            "weights and cannot be merged; use it as it is: zhllama chat --adapter, zhllama evaluate --adapter, or "
+            "peft.PeftModel.from_pretrained"
+        )
     return run
 
 
@@ -107,7 +138,12 @@ def _adds(run: Path, before: Sequence[Path], base: Path) -> bool:
     """Whether a run was trained on `base` itself; a UserError unless on it or on it with all of `before` merged."""
     if artifact.fingerprint(run) in map(artifact.fingerprint, before):
         raise UserError(f"--adapter {run}: given twice; give each run once")
-    origin = artifact.read_record(run)["inputs"]["model"]
+    inputs = artifact.read_record(run)["inputs"]
+    if "adapter" in inputs:
+        raise UserError(
+            f"--adapter {run}: it continues {inputs['adapter']['path']} and holds what that has trained; give it alone"
+        )
+    origin = inputs["model"]
     merged = _merged_into(origin, artifact.fingerprint(base))
     if merged not in ([], [artifact.fingerprint(path) for path in before]):
         raise UserError(
@@ -165,7 +201,7 @@ def fold(run: Path, base: Path) -> Change:
     def folded(name: str, tensor: Tensor) -> Tensor:
         module = PREFIX + name.removesuffix(".weight")
         if f"{module}.lora_A.weight" in keys:
-            assert lora is not None
+            assert isinstance(lora, LoraSettings)
             down, up = (read_tensor(file, f"{module}.lora_{part}.weight") for part in "AB")
             whole = tensor.float() + lora.scale * (up @ down)
             if lora.dora:

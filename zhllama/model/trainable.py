@@ -1,4 +1,4 @@
-"""What trains: LoRA on the layers, or all of them, and the new embedding rows as their own parameter.
+"""What trains: LoRA on the layers, or all of them, or a prompt, and the new embedding rows as their own parameter.
 
 The old rows are a frozen matrix that no optimiser ever sees, so they stay bit-identical. Saved adapters have
 peft's layout (`trainable_token_indices` for the new rows): plain `PeftModel.from_pretrained` opens them.
@@ -16,10 +16,19 @@ from torch import Tensor, nn
 
 from zhllama.artifact import read_record
 from zhllama.config import UserError
-from zhllama.model.adapter import Body, Embeddings, LoraSettings, adapter_key, lora_config
+from zhllama.model.adapter import (
+    Body,
+    Embeddings,
+    LoraSettings,
+    Method,
+    adapter_key,
+    lora_config,
+    part_of,
+)
 from zhllama.model.heap import trim_between_layers
 from zhllama.model.lean import make_lean
 from zhllama.model.loss import IGNORED, linear_cross_entropy
+from zhllama.model.prompt import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, load_model
 
 
@@ -65,6 +74,10 @@ class TrainableModel(nn.Module):
         self.base = base
         self.config = base.config
         self.new_row_count = new_rows
+        self.start: dict[str, Tensor] = {}
+        """Where prompts began, by their keys: no base has them."""
+        self.noise: float | None = None
+        """NEFTune's alpha: uniform noise on the embeddings while training (arXiv 2310.05914)."""
 
     def forward(
         self,
@@ -78,9 +91,7 @@ class TrainableModel(nn.Module):
         Positions that restart at 0 inside a row separate documents: without an attention mask, transformers
         then builds the block-diagonal causal mask. All inputs are (batch, length) int64.
         """
-        hidden = self.base.get_decoder()(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        hidden = self.hidden(input_ids, position_ids)
         target = labels[:, 1:]
         wanted = target != IGNORED
         labels = target[wanted]
@@ -92,6 +103,22 @@ class TrainableModel(nn.Module):
             "loss": loss / (wanted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         }
 
+    def hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """The decoder's last states, (batch, length, hidden), behind the prefix where one trains."""
+        inputs = {"input_ids": input_ids}
+        if self.noise and self.training:
+            embedded = self.base.get_input_embeddings()(input_ids)
+            inputs = {"inputs_embeds": embedded + noise_like(embedded, position_ids, self.noise)}
+        mask, prefix = None, getattr(self.base, "prefix", None)
+        if prefix is not None:
+            prefix()
+            mask = prefix.mask(position_ids)
+            position_ids = position_ids + prefix.length
+        states: Tensor = self.base.get_decoder()(
+            **inputs, attention_mask=mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return states
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by peft's key, tied ones once."""
         return {
@@ -100,42 +127,67 @@ class TrainableModel(nn.Module):
             if parameter.requires_grad
         }
 
+    def remember_prompts(self) -> None:
+        """Keep where prompts are now as their start."""
+        prompts = {key: value for key, value in self.trainable().items() if part_of(key) == "prompts"}
+        self.start = {key: value.detach().clone() for key, value in prompts.items()}
+
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Trainer's switch, handed to the decoder; frozen embeddings must let gradients through."""
         self.base.activation_checkpointing_enable(**settings)
         self.base.enable_input_require_grads()
 
 
+def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
+    """NEFTune's noise: uniform up to alpha / sqrt(length x hidden), by the length of each document of a block.
+
+    Args:
+        embedded: (batch, length, hidden).
+        positions: (batch, length), restarting at each document.
+    """
+    begins = positions.diff(dim=1, prepend=positions[:, :1] - 2) != 1  # each row begins one
+    document = begins.flatten().cumsum(0) - 1
+    lengths = torch.bincount(document)[document].view_as(positions)
+    most = alpha / (lengths * embedded.shape[-1]).to(embedded.dtype).sqrt()
+    return torch.empty_like(embedded).uniform_(-1, 1) * most[..., None]
+
+
 def load_trainable(
     directory: Path,
     embeddings: Embeddings,
-    lora: LoraSettings | None,
+    method: Method | None,
     dtype: torch.dtype,
     device: str | None = None,
     full: bool = False,
+    quantise: bool = False,
 ) -> TrainableModel:
     """Load a model directory with everything frozen but the named parts, which are float32.
 
-    `check_parts` says beforehand whether the choice makes sense; `lora=None` adds no adapter, and `full` trains
-    all of the layers and the final norm.
+    `check_parts` says beforehand whether the choice makes sense; `method=None` adds no adapter, and `full` trains
+    all of the layers and the final norm. `quantise` holds the frozen layers in 4 bits (NF4, arXiv 2305.14314).
 
     Raises:
         UserError: a LoRA target that the model does not have.
     """
-    base = load_model(directory, dtype)
+    base = load_model(directory, dtype, quantise)
     base.requires_grad_(False)
     base.config.use_cache = False
     count = new_row_count(directory) if embeddings == "new" else 0
     _install_rows(base, directory, count)
-    if lora is not None:
+    if isinstance(method, LoraSettings):
         from peft import inject_adapter_in_model
 
-        _check_targets(base, lora)
-        base = inject_adapter_in_model(lora_config(lora), base)
+        _check_targets(base, method)
+        base = inject_adapter_in_model(lora_config(method), base)
+    elif isinstance(method, PrefixSettings):
+        install_prefix(base, method)
+    elif isinstance(method, AdaptionSettings):
+        install_adaption(base, method)
     for name, parameter in base.named_parameters():
         at_the_ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
         chosen = embeddings == "all" if at_the_ends else full
-        parameter.requires_grad_("lora_" in name or name.endswith("new_rows") or chosen)
+        added = part_of(adapter_key(name)) in ("LoRA", "new rows", "prompts")
+        parameter.requires_grad_(added or chosen)
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
     make_lean(base)
@@ -154,6 +206,11 @@ def new_row_count(directory: Path) -> int:
 def check_parts(directory: Path, embeddings: Embeddings, body: Body, allow_frozen: bool) -> None:
     """Refuse choices that waste a run: rows that do not exist, new ones frozen unawares, nothing that trains."""
     count = new_row_count(directory)
+    if embeddings != "none" and body in ("prefix", "adaption"):
+        raise UserError(
+            f"body {body}: peft saves it without embedding rows, so they cannot train beside it; "
+            "use --embeddings none, or --body lora"
+        )
     if embeddings == "none" and body == "none":
         raise UserError("body none and embeddings none: nothing would train; choose another for one of them")
     if embeddings == "new" and not count:

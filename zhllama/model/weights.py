@@ -75,14 +75,27 @@ def find_tensor(directory: Path, key: str) -> Iterator[Any]:
     raise UserError(f"{directory}: no tensor {key}; a LLaMA-family checkpoint is needed")
 
 
-def load_model(directory: Path, dtype: torch.dtype) -> Any:
-    """A causal language model as transformers loads it: from safetensors only, and without its remarks."""
+def load_model(directory: Path, dtype: torch.dtype, quantise: bool = False) -> Any:
+    """A causal language model as transformers loads it: from safetensors only, and without its remarks.
+
+    With `quantise`, bitsandbytes holds the linear layers in 4 bits and multiplies in `dtype`; the ends stay as they are.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, use_safetensors=True)
+    settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantise:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return AutoModelForCausalLM.from_pretrained(str(directory), **settings)
 
 
 def read_tensor(file: Path, key: str) -> Tensor:

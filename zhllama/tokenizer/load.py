@@ -79,6 +79,14 @@ class Loaded:
         self.fast.encode_special_tokens = False
         return ids
 
+    def roles(self) -> dict[str, str | None]:
+        """The special tokens as chat templates name them."""
+        return {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad, "unk_token": self.unk}
+
+    def special_tokens(self) -> set[str]:
+        """Every token that is found in text as a whole, before the text is split."""
+        return {token.content for token in self.fast.get_added_tokens_decoder().values() if token.special}
+
     def start_id(self) -> int:
         """What a document begins with when every token of it is to be predicted: BOS where added, else EOS."""
         added = self.fast.encode("").ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +18,8 @@ from zhllama.tokenizer.admit import Admitted, SentencePieceVocabulary, admit
 from zhllama.tokenizer.bytelevel import ByteLevelVocabulary, extend, tokenizer_of
 from zhllama.tokenizer.load import Loaded, load, read_proto, require_bpe
 from zhllama.tokenizer.source import Source, read_source
+from zhllama.tokenizer.template import MARKS, WRITE_BOS, Template, check_marks, reply_end, shipped
 
-Template = Literal["keep", "alpaca", "alpaca_zh", "llama2", "chatml", "llama3"]
-# template -> its marks (the last one ends a turn and becomes the EOS), whether it writes the BOS
-MARKS = {
-    "chatml": ["<|im_start|>", "<|im_end|>"],
-    "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-}
-WRITE_BOS = ("llama2", "llama3")
 ROWS_MULTIPLE = 64  # rows that tensor parallelism and tensor cores divide evenly
 
 
@@ -139,7 +132,7 @@ def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
     """Which special tokens to add, and the settings and template that name them."""
     known = set(base.fast.get_vocab(with_added_tokens=True))
     marks = MARKS.get(config.template, [])
-    eos = marks[-1] if marks else base.eos
+    eos = marks[-1] if marks else _kept_end(config, base)
     if config.template in WRITE_BOS and not base.bos:
         raise UserError(
             f"--template {config.template}: it begins with a BOS token, which --base {config.base} has not"
@@ -166,16 +159,27 @@ def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
         "clean_up_tokenization_spaces": False,
         **{key: base.settings[key] for key in ("model_max_length", "padding_side") if key in base.settings},
     }
-    return Specials(
-        [token for token in dict.fromkeys(wanted) if token not in known], settings, _template(config, base)
-    )
+    template = _template(config, base)
+    tokens = base.special_tokens() | set(wanted)
+    named = {key: value for key, value in settings.items() if key.endswith("_token")}
+    check_marks(template, named, tokens, f"--template {config.template}")
+    new = [token for token in dict.fromkeys(wanted) if token not in known]
+    return Specials(new, settings, template)
 
 
 def _template(config: MergeTokenizerConfig, base: Loaded) -> str:
     if config.template == "keep" and base.chat_template:
         return base.chat_template
-    name = "alpaca_zh" if config.template == "keep" else config.template
-    return files("zhllama").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+    return shipped("alpaca_zh" if config.template == "keep" else config.template)
+
+
+def _kept_end(config: MergeTokenizerConfig, base: Loaded) -> str | None:
+    """The EOS under the base's own template: what that writes after a reply (Qwen's base models name another)."""
+    if config.template != "keep" or not base.chat_template:
+        return base.eos
+    return (
+        reply_end(base.chat_template, base.roles(), base.special_tokens() | set(config.special)) or base.eos
+    )
 
 
 def _with_specials(base: Loaded, proto: Any, specials: list[str]) -> Tokenizer:
