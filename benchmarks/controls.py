@@ -22,6 +22,7 @@ import numpy
 import torch
 from table import RESULTS, machine, write_table
 
+from zhllama.artifact import read_record
 from zhllama.device import default_dtype
 from zhllama.evaluate import measure
 from zhllama.metrics import read_metrics
@@ -41,9 +42,9 @@ ARMS: dict[str, tuple[str | None, list[str]]] = {
     "Chinese-LLaMA's recipe": ("random", ["--embeddings", "all", "--embedding-learning-rate", "2e-4",
                                           "--train.learning-rate", "2e-4", "--lora.rank", "8", "--lora.alpha", "32"]),
 }  # fmt: skip
-POINTS = 6
+POINTS = 5
 TURNS, WARM = 2, 3
-BYTES = 40_000
+BYTES = 15_000
 
 
 def command(*words: object) -> None:
@@ -107,8 +108,9 @@ def arm(name: str, minutes: float, second: float, demo: Path, folder: Path) -> l
     model, flags = begin(name, demo, folder)
     output = folder / f"run-{list(ARMS).index(name)}"
     steps = int(60 * minutes / second)
-    command("pretrain", *flags, "--output", output, "--train.max-steps", steps,
-            "--train.save-steps", max(1, steps // POINTS))  # fmt: skip
+    if "result" not in read_record(output):
+        command("pretrain", *flags, "--output", output, "--train.max-steps", steps,
+                "--train.save-steps", max(1, steps // POINTS))  # fmt: skip
     lines = {line["step"]: line for line in read_metrics(output / "metrics.jsonl")}
     points = [[0.0, 0.0, *held_out(model, None, demo / "held-out")]]
     for checkpoint in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name[11:])):
