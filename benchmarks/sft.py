@@ -26,9 +26,9 @@ SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12,
          "num_key_value_heads": 3, "max_position_embeddings": 2048}  # fmt: skip
 SAMPLES = int(os.environ.get("SAMPLES", "240"))
 BLOCK = 1024
-MICRO, ACCUMULATION = 8, 3  # 24 samples a step, padded
-BLOCKS = 4  # of 1,024 tokens: about 24 samples a step, packed
-ROUNDS = 3
+MICRO, ACCUMULATION = 8, 2  # 16 samples a step, padded
+BLOCKS = 3  # of 1,024 tokens: about 17 samples a step, packed
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 RANK, ALPHA = 8, 16
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WAYS = {

@@ -24,16 +24,18 @@ MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
 # Each imports only from earlier layers; a new noun gets its place here.
 LAYERS = (
     {"config", "overlap"},
+    {"jsonl"},
     {"artifact", "terminal", "device"},
     {"page"},
     {"corpus"},
     {"tokenizer", "conversation"},
     {"model", "prompts"},
     {"pack", "metrics", "checkpoint"},
+    {"progress"},
     {"trainer"},
     {"training"},
     {"pretrain", "sft", "evaluate", "chat", "export", "pclue"},
-    {"demo", "plan"},
+    {"demo", "plan", "scaling"},
     {"cli"},
     {"__main__"},
 )

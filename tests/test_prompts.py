@@ -73,7 +73,7 @@ def test_a_windows_file_is_read(tmp_path: Path) -> None:
 def test_a_row_of_another_shape_is_refused(tmp_path: Path, row: Any) -> None:
     file = put(tmp_path, {"instruction": "a"}, row)
     assert refusal(lambda: read_prompts(file, "--input")) == (
-        f"--input {file} line 2: give instruction (and input) as text, "
+        f"--input {file} line 2: give instruction (and input) as text, input alone, "
         "or messages of role and content that end with the user's"
     )
 
@@ -87,7 +87,7 @@ def test_a_line_that_is_not_json_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     file = put(tmp_path, "")
-    assert refusal(lambda: read_prompts(file, "--input")) == f"--input {file}: no prompt inside"
+    assert refusal(lambda: read_prompts(file, "--input")) == f"--input {file}: no row inside"
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from zhllama.conversation import Message
 from zhllama.device import default_device, default_dtype
 from zhllama.model.reply import Reply, batches, end_ids, generate, room
 from zhllama.model.weights import load_model, read_config, shards
-from zhllama.prompts import read_prompts
+from zhllama.prompts import encode_prompt, read_prompts
 from zhllama.terminal import console, progress_bar, say, track
 from zhllama.tokenizer.load import load
 
@@ -94,21 +94,10 @@ class Speaker:
         Raises:
             UserError: a conversation that fills the model's positions, or that its chat template refuses.
         """
-        from jinja2 import TemplateError
-
         if self.config.system is not None:
             others = [message for message in messages if message["role"] != "system"]
             messages = [{"role": "system", "content": self.config.system}, *others]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as problem:  # some know no system role
-            raise UserError(f"the chat template refuses the conversation: {problem}") from problem
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) >= self.positions:
-            raise UserError(
-                f"the conversation has {len(ids)} tokens and the model {self.positions} positions; shorten it"
-            )
-        return ids
+        return encode_prompt(messages, self.tokenizer, self.positions)
 
     def answer(self, messages: list[Message], streamer: Any = None) -> tuple[str, bool]:
         """The reply's text and whether the model ended it itself (EOS) rather than ran out of tokens."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +9,7 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.jsonl import read_rows
 from zhllama.overlap import common_share, rouge_l
 from zhllama.page import Page, bar_plot
 from zhllama.terminal import print_table, say
@@ -48,8 +47,9 @@ def score_pclue(config: ScorePclueConfig) -> None:
     if predictions.is_dir():
         predictions = artifact.require(predictions, "report", "--predictions") / "answers.jsonl"
     references = Path(config.references)
-    wanted = _read(references, "--references", lambda row: (_text(row["target"]), GROUPS[row["type"]]))
-    answers = _read(predictions, "--predictions", _answer)
+    types = f"it needs a type ({', '.join(GROUPS)}) and a target"
+    wanted = read_rows(references, "--references", _target, types)
+    answers = read_rows(predictions, "--predictions", _answer, "it needs a target or messages")
     if len(answers) != len(wanted):
         raise UserError(
             f"--predictions {predictions}: {len(answers):,} answers to {len(wanted):,} rows of {references}; "
@@ -111,38 +111,12 @@ def _text(target: Any) -> str:
     return target
 
 
+def _target(row: Any) -> tuple[str, str]:
+    return _text(row["target"]), GROUPS[row["type"]]
+
+
 def _answer(row: Any) -> str:
     return _text(row["target"] if "target" in row else row["messages"][-1]["content"])
-
-
-def _read(file: Path, flag: str, part: Callable[[Any], Any]) -> list[Any]:
-    """What `part` takes of each row of a JSONL file."""
-    if not file.is_file():
-        raise UserError(f"{flag} {file}: no such file")
-    found = []
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as problem:
-        raise UserError(
-            f"{flag} {file}: not UTF-8 at byte {problem.start}; convert it with iconv"
-        ) from problem
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(part(json.loads(line)))
-        except json.JSONDecodeError as problem:
-            raise UserError(f"{flag} {file} line {number}: not JSON ({problem.msg})") from problem
-        except (KeyError, TypeError, IndexError) as problem:
-            needed = (
-                f"a type ({', '.join(GROUPS)}) and a target"
-                if flag == "--references"
-                else "a target or messages"
-            )
-            raise UserError(f"{flag} {file} line {number}: it needs {needed}") from problem
-    if not found:
-        raise UserError(f"{flag} {file}: no row inside")
-    return found
 
 
 def _page(config: ScorePclueConfig, rows: list[list[Any]]) -> Page:

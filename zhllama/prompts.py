@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from zhllama.config import UserError
 from zhllama.conversation import Message, from_alpaca, from_messages
+from zhllama.jsonl import read_rows
+
+
+def encode_prompt(messages: list[Message], tokenizer: Any, positions: int) -> list[int]:
+    """Ids of a conversation that waits for an answer, by the tokenizer's chat template.
+
+    Raises:
+        UserError: a conversation that fills the model's positions, or that the chat template refuses.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as problem:  # some know no system role
+        raise UserError(f"the chat template refuses the conversation: {problem}") from problem
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) >= positions:
+        raise UserError(
+            f"the conversation has {len(ids)} tokens and the model {positions} positions; shorten it"
+        )
+    return ids
 
 
 def read_prompts(file: Path, flag: str) -> list[list[Message]]:
@@ -17,30 +37,8 @@ def read_prompts(file: Path, flag: str) -> list[list[Message]]:
     Raises:
         UserError: no such file, no prompt inside, not UTF-8, or a row of another shape.
     """
-    if not file.is_file():
-        raise UserError(f"{flag} {file}: no such file")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as problem:
-        raise UserError(
-            f"{flag} {file}: not UTF-8 at byte {problem.start}; convert it with iconv"
-        ) from problem
-    prompts: list[list[Message]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(_prompt(json.loads(line)))
-        except json.JSONDecodeError as problem:
-            raise UserError(f"{flag} {file} line {number}: not JSON ({problem.msg})") from problem
-        except (KeyError, TypeError) as problem:
-            raise UserError(
-                f"{flag} {file} line {number}: give instruction (and input) as text, "
-                "or messages of role and content that end with the user's"
-            ) from problem
-    if not prompts:
-        raise UserError(f"{flag} {file}: no prompt inside")
-    return prompts
+    needed = "give instruction (and input) as text, input alone, or messages of role and content that end with the user's"
+    return read_rows(file, flag, _prompt, needed)
 
 
 def _prompt(row: dict[str, Any]) -> list[Message]:

@@ -18,6 +18,7 @@ from zhllama.device import prefers_bf16
 from zhllama.model.adapter import parameter_count, part_of
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.pack.blocks import Blocks
+from zhllama.progress.look import Progress
 from zhllama.terminal import say
 from zhllama.tokenizer.load import load
 from zhllama.trainer import BlockTrainer, Stage, is_first_rank
@@ -85,7 +86,7 @@ def run_directory(config: Any, command: str, inputs: dict[str, Path]) -> Iterato
         yield run.result
 
 
-def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
+def train(stage: Stage, model_dir: Path, blocks: Blocks, progress: Progress | None = None) -> dict[str, Any]:
     """Load the model, train it on the blocks, save and re-open the adapter; returns steps, tokens and mean loss.
 
     Raises:
@@ -108,7 +109,7 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
     dtype = compute_dtype(stage.train)
     model = load_trainable(model_dir, stage.embeddings, lora, dtype, full=stage.body == "full")
     say(describe(model))
-    return BlockTrainer(model, stage, lora, blocks, load(model_dir, "--model"), model_dir).run()
+    return BlockTrainer(model, stage, lora, blocks, load(model_dir, "--model"), model_dir, progress).run()
 
 
 def compute_dtype(arguments: TrainingArguments) -> torch.dtype:
