@@ -522,4 +522,5 @@ def test_of_two_ranks_only_the_first_answers(
     assert [look["step"] for look in looks[1]] == [0, 2, 3]
     for one, two_ranks in zip(*looks, strict=True):
         assert one["answers"] == two_ranks["answers"]
-        assert one["held_out"] == pytest.approx(two_ranks["held_out"], abs=1e-3)
+        near = 1e-2 if one["step"] else 1e-5  # the ranks' sums round otherwise, and a high rate spreads it
+        assert one["held_out"] == pytest.approx(two_ranks["held_out"], abs=near)
