@@ -11,7 +11,7 @@ import torch
 
 from zhllama import artifact
 from zhllama import chat as module
-from zhllama.chat import ChatConfig, Speaker, chat, read_prompts
+from zhllama.chat import ChatConfig, Speaker, chat
 from zhllama.config import UserError
 from zhllama.conversation import Message
 
@@ -70,6 +70,7 @@ def greedy(speaker: Speaker, prompt: str, steps: int) -> list[int]:
         ),
         ({"prompt": ["a"], "input": "x", "output": "y"}, "--prompt and --input: give one of them"),
         ({"max_new_tokens": 0}, "--max-new-tokens 0: it must be at least 1"),
+        ({"batch_size": 0}, "--batch-size 0: it must be at least 1"),
         ({"temperature": -0.5}, "--temperature -0.5: it must be at least 0"),
         ({"top_p": 0.0}, "--top-p 0.0: it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "--top-p 1.5: it must be above 0 and at most 1"),
@@ -93,8 +94,20 @@ def test_an_answer_ends_at_eos(speaker: Speaker) -> None:
     prompt = speaker.tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     speaker.config.repetition_penalty = 1.0
     first = greedy(speaker, prompt, 1)[0]
-    speaker.tokenizer.eos_token = speaker.tokenizer.convert_ids_to_tokens(first)
+    speaker.ends = [first]
     assert speaker.answer(QUESTION) == ("", True)
+
+
+def test_every_end_of_the_generation_config_ends_an_answer(tmp_path: Path, bytelevel_model_dir: Path) -> None:
+    directory = shutil.copytree(bytelevel_model_dir, tmp_path / "model")
+    speaker = speaker_of(directory, repetition_penalty=1.0)
+    prompt = speaker.tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    own, first = speaker.tokenizer.eos_token_id, greedy(speaker, prompt, 1)[0]
+    file = directory / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [own, first]}))
+    other = speaker_of(directory, repetition_penalty=1.0)
+    assert other.ends == [own, first]
+    assert other.answer(QUESTION) == ("", True)
 
 
 def test_a_repeated_token_is_penalised(bytelevel_model_dir: Path) -> None:
@@ -162,7 +175,7 @@ def test_sampling_is_repeated_by_its_seed(bytelevel_model_dir: Path) -> None:
 def test_a_system_prompt_replaces_that_of_the_conversation(bytelevel_model_dir: Path) -> None:
     speaker = speaker_of(bytelevel_model_dir, system="简短。")
     messages = [{"role": "system", "content": "冗长。"}, *QUESTION]
-    assert speaker.tokenizer.decode(speaker.encode(messages)["input_ids"][0]) == (
+    assert speaker.tokenizer.decode(speaker.encode(messages)) == (
         "<|im_start|>system\n简短。<|im_end|>\n<|im_start|>user\n中国的首都是哪里？<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
@@ -170,11 +183,11 @@ def test_a_system_prompt_replaces_that_of_the_conversation(bytelevel_model_dir: 
 
 def test_without_a_system_prompt_the_conversation_keeps_its_own(speaker: Speaker) -> None:
     messages = [{"role": "system", "content": "冗长。"}, *QUESTION]
-    assert "冗长。" in speaker.tokenizer.decode(speaker.encode(messages)["input_ids"][0])
+    assert "冗长。" in speaker.tokenizer.decode(speaker.encode(messages))
 
 
 def test_an_answer_stays_within_the_models_positions(speaker: Speaker) -> None:
-    length = speaker.encode(QUESTION)["input_ids"].shape[1]
+    length = len(speaker.encode(QUESTION))
     speaker.positions = length + 1
     sent = []
     generate = speaker.model.generate
@@ -242,8 +255,9 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(
     speaker = speaker_of(model, max_new_tokens=3)
     expected = []
     for messages in ([{"role": "user", "content": "翻译\nhello"}], QUESTION):
-        reply, ended = speaker.answer(messages)
-        expected.append({"messages": [*messages, {"role": "assistant", "content": reply}], "ended": ended})
+        reply, _ = speaker.answer(messages)
+        answer = {"ended": "length", "tokens": 3}
+        expected.append({"messages": [*messages, {"role": "assistant", "content": reply}], **answer})
     lines = (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == expected
     record = artifact.read_record(output)
@@ -260,8 +274,8 @@ def test_a_prompt_that_is_too_long_is_refused_before_any_answer(
 ) -> None:
     speaker = speaker_of(bytelevel_model_dir)
     speaker.positions = 10**6
-    length = speaker.encode([{"role": "user", "content": "长" * 600}])["input_ids"].shape[1]
-    monkeypatch.setattr(Speaker, "answer", None)  # called, it would be a TypeError
+    length = len(speaker.encode([{"role": "user", "content": "长" * 600}]))
+    monkeypatch.setattr(Speaker, "reply", None)  # called, it would be a TypeError
     file = put(tmp_path, {"instruction": "短"}, {"instruction": "长" * 600})
     config = ChatConfig(str(bytelevel_model_dir), input=str(file), output=str(tmp_path / "answers"))
     assert refusal(lambda: chat(config)) == (
@@ -279,77 +293,92 @@ def test_an_interrupt_leaves_an_unfinished_directory(
     file, output = put(tmp_path, {"instruction": "短"}), tmp_path / "answers"
     config = ChatConfig(str(bytelevel_model_dir), input=str(file), output=str(output), max_new_tokens=1)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Speaker, "answer", interrupt)
+        patched.setattr(Speaker, "reply", interrupt)
         chat(config)
     assert "result" not in artifact.read_record(output)
     chat(config)
     assert artifact.read_record(output)["result"]["answers"] == 1
 
 
-@pytest.mark.parametrize(
-    ("row", "messages"),
-    [
-        ({"instruction": "问"}, [{"role": "user", "content": "问"}]),
-        ({"instruction": "问", "input": "", "output": "答"}, [{"role": "user", "content": "问"}]),
-        ({"instruction": "问", "input": "文"}, [{"role": "user", "content": "问\n文"}]),
-        ({"messages": QUESTION, "id": 3}, QUESTION),
-        (
-            {"messages": [{"role": "system", "content": "s"}, {"role": "human", "content": "问"}]},
-            [{"role": "system", "content": "s"}, {"role": "user", "content": "问"}],
-        ),
-    ],
-)
-def test_rows_become_conversations(tmp_path: Path, row: Any, messages: list[Message]) -> None:
-    assert read_prompts(put(tmp_path, "", row, "  ", row)) == [messages, messages]
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Seven prompts of different lengths."""
+    return put(tmp_path, *({"instruction": "问" * length} for length in (9, 1, 30, 2, 14, 1, 5)))
 
 
-def test_a_windows_file_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_bytes(b'\xef\xbb\xbf{"instruction": "a"}\r\n{"instruction": "b"}\r\n')
-    assert [messages[0]["content"] for messages in read_prompts(file)] == ["a", "b"]
+def read_answers(output: Path) -> list[Any]:
+    return [json.loads(line) for line in (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "a"},
-        {"instruction": 3},
-        {"instruction": None},
-        {"messages": []},
-        {"messages": None},
-        {"messages": "text"},
-        {"messages": [{"role": "user"}]},
-        {"messages": [{"role": "user", "content": None}]},
-        {"messages": [{"role": "tool", "content": "x"}]},
-        {"messages": [*QUESTION, {"role": "assistant", "content": "北京"}]},
-        [1],
-        '"instruction"',
-        "3",
-    ],
-)
-def test_a_row_of_another_shape_is_refused(tmp_path: Path, row: Any) -> None:
-    file = put(tmp_path, {"instruction": "a"}, row)
-    assert refusal(lambda: read_prompts(file)) == (
-        f"--input {file} line 2: give instruction (and input) as text, "
-        "or messages of role and content that end with the user's"
-    )
+def test_answers_side_by_side_are_those_of_one_after_the_other(
+    tmp_path: Path, model: Path, mixed: Path
+) -> None:
+    found = []
+    for size in (1, 4):
+        config = ChatConfig(str(model), input=str(mixed), output=f"{tmp_path}/{size}", max_new_tokens=6)
+        config.batch_size = size
+        chat(config)
+        found.append(read_answers(tmp_path / str(size)))
+    assert found[0] == found[1]
+    assert [len(row["messages"][0]["content"]) for row in found[0]] == [9, 1, 30, 2, 14, 1, 5]
 
 
-def test_a_line_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    file = put(tmp_path, {"instruction": "a"}, "plain text")
-    assert refusal(lambda: read_prompts(file)) == f"--input {file} line 2: not JSON (Expecting value)"
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_an_interrupted_file_goes_on_where_it_stopped(
+    tmp_path: Path,
+    bytelevel_model_dir: Path,
+    mixed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+) -> None:
+    asked: list[int] = []
+    reply = Speaker.reply
+
+    def count(self: Speaker, prompts: list[list[int]], streamer: object = None) -> Any:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return reply(self, prompts)
+
+    def config(name: str) -> ChatConfig:
+        settings = {"max_new_tokens": 6, "batch_size": 2, "temperature": temperature}
+        return ChatConfig(str(bytelevel_model_dir), input=str(mixed), output=str(tmp_path / name), **settings)
+
+    chat(config("whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Speaker, "reply", count)
+        with pytest.raises(KeyboardInterrupt):
+            chat(config("broken"))
+        part = tmp_path / "broken" / "answers.part"
+        part.write_text(part.read_text(encoding="utf-8") + '[3, {"repl', encoding="utf-8")  # a kill cut it
+        with pytest.raises(KeyboardInterrupt):
+            chat(config("broken"))
+        assert part.read_text(encoding="utf-8").count("\n") == 4
+        asked[:] = [0]
+        with pytest.raises(KeyboardInterrupt):
+            chat(config("broken"))
+        assert asked == [0, 2]
+    chat(config("broken"))
+    assert read_answers(tmp_path / "broken") == read_answers(tmp_path / "whole")
+    assert sorted(file.name for file in (tmp_path / "broken").iterdir()) == ["answers.jsonl", "run.json"]
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    file = put(tmp_path, "")
-    assert refusal(lambda: read_prompts(file)) == f"--input {file}: no prompt inside"
+def test_an_interrupted_file_does_not_go_on_with_other_settings(
+    tmp_path: Path, bytelevel_model_dir: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
 
+    def config(limit: int) -> ChatConfig:
+        output = str(tmp_path / "answers")
+        return ChatConfig(str(bytelevel_model_dir), input=str(mixed), output=output, max_new_tokens=limit)
 
-def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_bytes('{"instruction": "问"}'.encode("gbk"))
-    assert (
-        refusal(lambda: read_prompts(file)) == f"--input {file}: not UTF-8 at byte 17; convert it with iconv"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Speaker, "reply", interrupt)
+        chat(config(6))
+    assert refusal(lambda: chat(config(7))) == (
+        f"--output {tmp_path / 'answers'}: begun with max_new_tokens 6, not 7; give the same, or choose another "
+        "directory"
     )
 
 
@@ -428,12 +457,35 @@ def test_a_refused_line_is_forgotten_and_the_talk_goes_on(
 
 
 def test_a_talk_streams_the_answer(
-    bytelevel_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    taught_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = iter(["中国的首都是哪里？", "/exit"])
     monkeypatch.setattr(module.console, "input", lambda _: next(lines))
-    chat(ChatConfig(str(bytelevel_model_dir), max_new_tokens=6))
-    answer = speaker_of(bytelevel_model_dir, max_new_tokens=6).answer(QUESTION)[0]
+    chat(ChatConfig(str(taught_models["bytelevel"]), max_new_tokens=20))
+    answer = speaker_of(taught_models["bytelevel"], max_new_tokens=20).answer(QUESTION)[0]
     help_line, _, shown = capsys.readouterr().out.partition("\n")
-    assert help_line == "/clear forgets, /exit or Ctrl-D leaves"
-    assert shown.strip() == answer
+    assert help_line == "/clear forgets, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+    assert len(answer) > 5
+    streamed, cut = shown.strip().splitlines()
+    assert streamed.strip() == answer
+    assert cut == "(cut short; --max-new-tokens allows longer answers)"
+
+
+def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(
+    bytelevel_model_dir: Path,
+    typed: Callable[[str], list[list[Message]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = typed("一\n二\n三\n")
+    answer = Speaker.answer
+
+    def press(self: Speaker, messages: list[Message], streamer: Any) -> tuple[str, bool]:
+        if messages[-1]["content"] == "二":
+            raise KeyboardInterrupt
+        return answer(self, messages, streamer)
+
+    monkeypatch.setattr(Speaker, "answer", press)
+    chat(ChatConfig(str(bytelevel_model_dir)))
+    assert asked == [[user("一")], [user("一"), assistant("答1"), user("三")]]
+    assert "(stopped, and forgotten)\n" in capsys.readouterr().out

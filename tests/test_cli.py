@@ -23,17 +23,19 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
 # Each imports only from earlier layers; a new noun gets its place here.
 LAYERS = (
-    {"config"},
+    {"config", "overlap"},
+    {"jsonl"},
     {"artifact", "terminal", "device"},
     {"page"},
     {"corpus"},
     {"tokenizer", "conversation"},
-    {"model"},
+    {"model", "prompts"},
     {"pack", "metrics", "checkpoint"},
+    {"progress"},
     {"trainer"},
     {"training"},
-    {"pretrain", "sft", "evaluate", "chat", "export"},
-    {"demo", "plan"},
+    {"pretrain", "sft", "evaluate", "chat", "export", "pclue"},
+    {"demo", "plan", "scaling"},
     {"cli"},
     {"__main__"},
 )

@@ -409,8 +409,10 @@ def test_a_pair_with_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def command_of(file: Path) -> str:
-    """tokenizer/merge-llama3.yaml is for merge-tokenizer, pretrain/*.yaml for pretrain."""
+    """tokenizer/merge-llama3.yaml is for merge-tokenizer, pretrain/*.yaml for pretrain, sft/scaling*.yaml for its own."""
     stage = file.relative_to(ROOT).parts[0]
+    if file.stem.startswith("scaling"):
+        return "scale-data"
     return f"{file.stem.split('-')[0]}-tokenizer" if stage == "tokenizer" else stage
 
 
@@ -448,7 +450,13 @@ def test_training_arguments_are_built_once_and_from_the_settings(monkeypatch: py
 
 
 def test_every_stage_has_recipes() -> None:
-    assert {command_of(file) for file in RECIPES} == {"train-tokenizer", "merge-tokenizer", "pretrain", "sft"}
+    assert {command_of(file) for file in RECIPES} == {
+        "train-tokenizer",
+        "merge-tokenizer",
+        "pretrain",
+        "sft",
+        "scale-data",
+    }
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: str(file.relative_to(ROOT)))

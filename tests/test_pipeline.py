@@ -535,3 +535,33 @@ def test_a_rank_s_own_error_is_said_and_ends_the_others(tmp_path: Path, words: l
     assert f"zhllama pretrain: error: --tokens {tmp_path / 'gone'}: no such file or directory" in own
     assert first != 0
     assert "error: another rank ended, and this one with it" in other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["null", "ds_configs/zero3.json"], ids=["ddp", "zero3"])
+def test_of_two_ranks_only_the_first_answers(
+    tmp_path: Path, extended_models: dict[str, Path], toy: list[str], stage: str
+) -> None:
+    data = json.dumps([{"file": str(write_rows(tmp_path / "i.jsonl", INSTRUCTIONS))}])
+    words = ["--model", extended_models["bytelevel"], "--data", data, "--block-size", 128, *toy]
+    words += ["--train.max-steps", 3, "--train.learning-rate", "1e-2"]
+    words += ["--progress.prompts", '["天空"]', "--progress.held-out", 3, "--progress.every", 2]
+    words += ["--progress.endings", 3, "--progress.max-new-tokens", 6]
+    ranks = ["--num_accelerators", 2, "--master_port", free_port()]
+    two = [BIN / "deepspeed", *ranks, "sft/run.py", *words, "--train.deepspeed", stage]
+    batch = ["--train.per-device-train-batch-size"]
+    said = finished(start(*two, *batch, 2, "--output", tmp_path / "two"))
+    finished(start(sys.executable, "sft/run.py", *words, *batch, 4, "--output", tmp_path / "one"))
+    assert said.count("answers to held-out prompts ended") == 1
+    looks = [
+        [
+            json.loads(line)
+            for line in (tmp_path / name / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        for name in ("one", "two")
+    ]
+    assert [look["step"] for look in looks[1]] == [0, 2, 3]
+    for one, two_ranks in zip(*looks, strict=True):
+        assert one["answers"] == two_ranks["answers"]
+        near = 1e-2 if one["step"] else 1e-5  # the ranks' sums round otherwise, and a high rate spreads it
+        assert one["held_out"] == pytest.approx(two_ranks["held_out"], abs=near)

@@ -32,7 +32,7 @@ VERSIONED = (
 )
 # Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
 NOT_CONTENT = re.compile(
-    r"(run\.json|report\.json|metrics\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
+    r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
 )
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from zhllama import artifact
-from zhllama.config import UserError
-from zhllama.conversation import Message, from_alpaca, from_messages
+from zhllama.config import UserError, as_given
+from zhllama.conversation import Message
 from zhllama.device import default_device, default_dtype
 from zhllama.model.merge import open_adapter
+from zhllama.model.reply import Reply, batches, end_ids, generate, room
 from zhllama.model.weights import load_model, read_config, shards
-from zhllama.terminal import console, say, track
+from zhllama.prompts import encode_prompt, read_prompts
+from zhllama.terminal import console, progress_bar, say, track
 from zhllama.tokenizer.load import load
 
 
@@ -30,9 +32,9 @@ class ChatConfig:
     prompt: list[str] = field(default_factory=list)
     """Answer these and exit; repeatable."""
     input: str | None = None
-    """JSONL of prompts to answer: instruction (and input), or messages; needs --output."""
+    """JSONL of prompts to answer: instruction (and input), pCLUE's input, or messages; needs --output."""
     output: str | None = None
-    """New directory for answers.jsonl, with --input."""
+    """Directory for answers.jsonl, with --input; an unfinished one is continued."""
     system: str | None = None
     """System prompt; the template's own by default."""
     max_new_tokens: int = 256
@@ -45,6 +47,8 @@ class ChatConfig:
     """Above 1, tokens already used become less likely."""
     seed: int = 0
     """Of the sampling."""
+    batch_size: int = 16
+    """Prompts of a file answered side by side."""
 
     def __post_init__(self) -> None:
         """Refuse combinations that would be ignored."""
@@ -56,6 +60,8 @@ class ChatConfig:
             raise UserError("--prompt and --input: give one of them")
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens {self.max_new_tokens}: it must be at least 1")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: it must be at least 1")
         if self.temperature < 0:
             raise UserError(f"--temperature {self.temperature}: it must be at least 0")
         if not 0 < self.top_p <= 1:
@@ -84,53 +90,43 @@ class Speaker:
             self.model = open_adapter(config.adapter, directory, self.model)
             self.positions -= getattr(self.model.active_peft_config, "num_virtual_tokens", 0) or 0
         self.model.to(default_device()).eval()
+        self.ends = end_ids(self.model, self.tokenizer)
         self.config = config
         torch.manual_seed(config.seed)
 
-    def encode(self, messages: list[Message]) -> Any:
-        """Ids and attention mask, (1, length), of a conversation that waits for an answer.
+    def encode(self, messages: list[Message]) -> list[int]:
+        """Ids of a conversation that waits for an answer.
 
         Raises:
             UserError: a conversation that fills the model's positions, or that its chat template refuses.
         """
-        from jinja2 import TemplateError
-
         if self.config.system is not None:
             others = [message for message in messages if message["role"] != "system"]
             messages = [{"role": "system", "content": self.config.system}, *others]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as problem:  # some know no system role
-            raise UserError(f"the chat template refuses the conversation: {problem}") from problem
-        inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.model.device)
-        inputs.pop("token_type_ids", None)
-        length = inputs["input_ids"].shape[1]
-        if length >= self.positions:
-            raise UserError(
-                f"the conversation has {length} tokens and the model {self.positions} positions; shorten it"
-            )
-        return inputs
+        return encode_prompt(messages, self.tokenizer, self.positions)
 
     def answer(self, messages: list[Message], streamer: Any = None) -> tuple[str, bool]:
         """The reply's text and whether the model ended it itself (EOS) rather than ran out of tokens."""
-        inputs = self.encode(messages)
-        length = inputs["input_ids"].shape[1]
-        sampling = self.config.temperature > 0
-        with torch.no_grad():
-            output = self.model.generate(
-                **inputs,
-                max_new_tokens=min(self.config.max_new_tokens, self.positions - length),
-                do_sample=sampling,
-                temperature=self.config.temperature if sampling else None,
-                top_p=self.config.top_p if sampling else None,
-                repetition_penalty=self.config.repetition_penalty,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-                streamer=streamer,
-            )
-        reply = output[0, length:].tolist()
-        ended = bool(reply) and reply[-1] == self.tokenizer.eos_token_id
-        return self.tokenizer.decode(reply, skip_special_tokens=True).strip(), ended
+        reply = self.reply([self.encode(messages)], streamer)[0]
+        return self.text(reply), reply.ended
+
+    def reply(self, prompts: list[list[int]], streamer: Any = None) -> list[Reply]:
+        """Replies to prompts that leave room for equally long ones, by the settings."""
+        limit = room(prompts[0], self.config.max_new_tokens, self.positions)
+        return generate(
+            self.model,
+            prompts,
+            self.ends,
+            limit,
+            streamer,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            repetition_penalty=self.config.repetition_penalty,
+        )
+
+    def text(self, reply: Reply) -> str:
+        """What a reply reads."""
+        return str(self.tokenizer.decode(reply.ids, skip_special_tokens=True)).strip()
 
 
 def chat(config: ChatConfig) -> None:
@@ -152,76 +148,85 @@ def chat(config: ChatConfig) -> None:
 
 
 def _answer_file(config: ChatConfig, directory: Path) -> None:
-    """Write `answers.jsonl`: each conversation with its reply, and whether the model ended it itself."""
+    """Write `answers.jsonl`: each conversation with its reply, how that ended and its tokens, in order."""
     assert config.input is not None and config.output is not None
-    prompts = read_prompts(Path(config.input))
+    prompts = read_prompts(Path(config.input), "--input")
+    _check_settings(config)
     inputs: dict[str, str | Path] = {"model": directory, "input": config.input}
     if config.adapter is not None:
         inputs["adapter"] = config.adapter
-    with artifact.create(config.output, "report", "chat", config, inputs) as run:
-        speaker = Speaker(directory, config)
-        for number, messages in enumerate(prompts, 1):  # refused now rather than after hours
-            try:
-                speaker.encode(messages)
-            except UserError as problem:
-                raise UserError(f"--input {config.input}, prompt {number}: {problem}") from problem
-        answers = []
-        for messages in track(prompts, "answering"):
-            reply, ended = speaker.answer(messages)
-            answers.append({"messages": [*messages, {"role": "assistant", "content": reply}], "ended": ended})
-        lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
-        (run.path / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
-        run.result = {"answers": len(answers), "ended": sum(bool(answer["ended"]) for answer in answers)}
-    say(f"{run.path / 'answers.jsonl'}: {run.result['ended']} of {len(answers)} answers ended by themselves")
+    with artifact.create(config.output, "report", "chat", config, inputs, resume=True) as run:
+        answers = _answer_all(config, prompts, directory, run.path / "answers.part")
+        rows = []
+        for messages, answer in zip(prompts, answers, strict=True):
+            said = {"role": "assistant", "content": answer.pop("reply")}
+            rows.append(json.dumps({"messages": [*messages, said], **answer}, ensure_ascii=False) + "\n")
+        (run.path / "answers.jsonl").write_text("".join(rows), encoding="utf-8")
+        (run.path / "answers.part").unlink()
+        ended = sum(answer["ended"] == "eos" for answer in answers)
+        run.result = {"answers": len(answers), "ended": ended}
+    say(f"{run.path / 'answers.jsonl'}: {ended} of {len(answers)} answers ended by themselves")
 
 
-def read_prompts(file: Path) -> list[list[Message]]:
-    """Conversations that wait for an answer, from JSONL rows of `messages` or of `instruction` and `input`.
-
-    Raises:
-        UserError: no such file, no prompt inside, not UTF-8, or a row of another shape.
-    """
-    if not file.is_file():
-        raise UserError(f"--input {file}: no such file")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as problem:
-        raise UserError(
-            f"--input {file}: not UTF-8 at byte {problem.start}; convert it with iconv"
-        ) from problem
-    prompts: list[list[Message]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(_prompt(json.loads(line)))
-        except json.JSONDecodeError as problem:
-            raise UserError(f"--input {file} line {number}: not JSON ({problem.msg})") from problem
-        except (KeyError, TypeError) as problem:
+def _check_settings(config: ChatConfig) -> None:
+    """An unfinished run goes on only with the settings that its first answers were given with."""
+    assert config.output is not None
+    record = artifact.read_record(config.output)
+    if record.get("command") != "chat" or "result" in record:
+        return
+    now = as_given(config)
+    for name, then in record["settings"].items():
+        if name not in ("model", "input", "output") and then != now.get(name):
             raise UserError(
-                f"--input {file} line {number}: give instruction (and input) as text, "
-                "or messages of role and content that end with the user's"
-            ) from problem
-    if not prompts:
-        raise UserError(f"--input {file}: no prompt inside")
-    return prompts
+                f"--output {config.output}: begun with {name} {then}, not {now.get(name)}; give the same, or choose "
+                "another directory"
+            )
 
 
-def _prompt(row: dict[str, Any]) -> list[Message]:
-    """A row's messages; a KeyError or TypeError where it has none that can be answered."""
-    messages = from_messages(row) if "messages" in row else from_alpaca({**row, "output": ""})[:1]
-    if not all(isinstance(message["content"], str) for message in messages) or not messages:
-        raise TypeError
-    if messages[-1]["role"] != "user":
-        raise KeyError
-    return messages
+def _answer_all(
+    config: ChatConfig, prompts: list[list[Message]], directory: Path, part: Path
+) -> list[dict[str, Any]]:
+    """The answers of all prompts in order; `part` keeps them as they come, so that an interrupted run goes on."""
+    speaker = Speaker(directory, config)
+    encoded = []
+    for number, messages in enumerate(track(prompts, "reading prompts"), 1):  # refused now, not after hours
+        try:
+            encoded.append(speaker.encode(messages))
+        except UserError as problem:
+            raise UserError(f"--input {config.input}, prompt {number}: {problem}") from problem
+    answers = _kept(part)
+    if answers:
+        say(f"{part}: {len(answers)} of {len(prompts)} prompts are answered already")
+    groups = list(batches(encoded, config.batch_size, config.max_new_tokens, speaker.positions))
+    left = [places for places in groups if not answers.keys() >= set(places)]
+    with part.open("a", encoding="utf-8") as stream, progress_bar() as bar:
+        task = bar.add_task("answering", total=len(prompts), completed=len(answers), note="")
+        for places in left:
+            torch.manual_seed(config.seed + places[0])  # the same whatever was answered before
+            for place, reply in zip(places, speaker.reply([encoded[at] for at in places]), strict=True):
+                ended = "eos" if reply.ended else "length"
+                answers[place] = {"reply": speaker.text(reply), "ended": ended, "tokens": len(reply.ids)}
+            stream.write("".join(json.dumps([at, answers[at]], ensure_ascii=False) + "\n" for at in places))
+            stream.flush()
+            bar.update(task, completed=len(answers))
+    return [answers[place] for place in range(len(prompts))]
+
+
+def _kept(part: Path) -> dict[int, dict[str, Any]]:
+    """What an interrupted run has answered, by place; a line that a kill cut short is no answer."""
+    if not part.is_file():
+        return {}
+    whole, _, cut = part.read_text(encoding="utf-8").rpartition("\n")
+    if cut:  # or the next line would be added to it
+        part.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+    return dict(json.loads(line) for line in whole.splitlines())
 
 
 def _talk(speaker: Speaker) -> None:
     from transformers import TextStreamer
 
     history: list[Message] = []
-    say("/clear forgets, /exit or Ctrl-D leaves")
+    say("/clear forgets, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
     while True:
         try:
             line = console.input("> ").strip()
@@ -235,9 +240,15 @@ def _talk(speaker: Speaker) -> None:
             history.append({"role": "user", "content": line})
             streamer = TextStreamer(speaker.tokenizer, skip_prompt=True, skip_special_tokens=True)
             try:
-                reply, _ = speaker.answer(history, streamer)
+                reply, ended = speaker.answer(history, streamer)
             except UserError as problem:
                 say(f"{problem} (/clear forgets)")
                 history.pop()
+            except KeyboardInterrupt:
+                streamer.end()
+                say("(stopped, and forgotten)")
+                history.pop()
             else:
                 history.append({"role": "assistant", "content": reply})
+                if not ended:
+                    say("(cut short; --max-new-tokens allows longer answers)")

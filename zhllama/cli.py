@@ -31,6 +31,11 @@ COMMANDS = {
     "sft": ("zhllama.sft:sft", "instruction tuning (python sft/run.py)"),
     "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
     "evaluate": ("zhllama.evaluate:evaluate", "bits per byte on your own text"),
+    "scale-data": (
+        "zhllama.scaling:scale_data",
+        "sft on more and more rows -> score by task category",
+    ),
+    "score-pclue": ("zhllama.pclue:score_pclue", "answers to pCLUE -> its own scores"),
     "chat": ("zhllama.chat:chat", "talk to a model, or answer a file of prompts"),
     "export": ("zhllama.export:export", "model -> Hugging Face directory to hand out, in a chosen dtype"),
     "demo": ("zhllama.demo.run:demo", "all of the above on embedded weights and text"),

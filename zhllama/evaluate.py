@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> None:
     check_block_size(config.block_size, model_dir)
     with artifact.create(config.output, "report", "evaluate", config, inputs) as run:
         tokenizer = load(model_dir, "--model")
-        model = _load(model_dir, inputs.get("adapter"))
+        model = load_measured(model_dir, inputs.get("adapter"))
         rows = [
             [name, *measure(model, tokenizer, file, config.block_size, config.max_bytes).values()]
             for name, file in texts.items()
@@ -89,7 +89,7 @@ def _model_directory(config: EvaluateConfig, inputs: dict[str, Path]) -> Path:
     return base
 
 
-def _load(model_dir: Path, adapter: Path | None) -> TrainableModel:
+def load_measured(model_dir: Path, adapter: Path | None) -> TrainableModel:
     """The model as training sees it, so that the loss is the same code; without adapter nothing is added to it."""
     dtype, device = default_dtype(), default_device()
     if adapter is None:

@@ -58,13 +58,19 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: BlockTrainer, max_minutes: float | None) -> None:
         self.trainer, self.max_minutes = trainer, max_minutes
         self.bar = progress_bar()
-        self.begun = time.monotonic()
+        self.begun = self.warm = time.monotonic()
         self.before = 0.0
         self.start_step = 0
         self.characters = 0
         self.skipped = 0
         self.ideal = 0.0  # seconds of a step if it were nothing but matrix products
         self.changes: dict[str, float] = {}
+        self.held_out: dict[str, float] = {}
+
+    def pause(self, seconds: float) -> None:
+        """Leave so many seconds out of the time of training."""
+        self.begun += seconds
+        self.warm += seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Continue `metrics.jsonl` after the step that training resumes at."""
@@ -159,6 +165,8 @@ class StepCallback(TrainerCallback):
         }
         if self.changes:
             line["norm_of_change"], self.changes = self.changes, {}
+        if self.held_out:
+            line["held_out"], self.held_out = self.held_out, {}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         done = state.global_step - self.start_step

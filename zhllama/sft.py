@@ -13,8 +13,9 @@ from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.begin import start_of
 from zhllama.model.prompt import AdaptionSettings, PrefixSettings
 from zhllama.model.trainable import check_parts
-from zhllama.model.weights import check_block_size
+from zhllama.model.weights import check_block_size, read_config
 from zhllama.pack.conversations import pack_conversations
+from zhllama.progress.look import Progress, ProgressSettings
 from zhllama.terminal import print_table, say
 from zhllama.tokenizer.load import load
 from zhllama.tokenizer.template import check_marks
@@ -49,6 +50,7 @@ class SftConfig:
     """Hold the frozen layers in 4 bits (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
     max_minutes: float | None = None
     """Stop after this many minutes of training; the schedule follows the speed of the steps."""
+    progress: ProgressSettings = field(default_factory=ProgressSettings)
     train: TrainingArguments = field(kw_only=True)
     """Any field of transformers.TrainingArguments."""
 
@@ -77,10 +79,15 @@ def sft(config: SftConfig) -> None:
     with run_directory(config, "sft", inputs) as result:
         samples, table = encode_mixture(config.data, tokenizer, config.block_size)
         print_table("Mixture", ["file", "format", "rows", "dropped", "tokens", "share"], table)
+        rows = [(str(row[0]), int(str(row[2]))) for row in table]
+        positions = int(read_config(model_dir)["max_position_embeddings"])
+        progress = Progress(
+            config.progress, samples, rows, tokenizer, positions, config.block_size, config.train.seed
+        )
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        blocks = pack_conversations(samples, config.block_size, padding)
-        outcome = train(config, model_dir, blocks)
-        result.update(outcome, mixture=table, blocks=len(blocks))
+        blocks = pack_conversations(progress.training, config.block_size, padding)
+        outcome = train(config, model_dir, blocks, progress)
+        result.update(outcome, mixture=table, blocks=len(blocks), **progress.result)
     say(
-        f"{config.output}: {outcome['steps']} steps on {len(samples):,} conversations in {len(blocks):,} blocks"
+        f"{config.output}: {outcome['steps']} steps on {len(progress.training):,} conversations in {len(blocks):,} blocks"
     )

@@ -33,6 +33,8 @@ from zhllama.model.cost import flops_of
 from zhllama.model.loss import IGNORED
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.blocks import Blocks
+from zhllama.progress.callback import LookCallback
+from zhllama.progress.look import Progress
 from zhllama.terminal import say
 from zhllama.tokenizer.load import Loaded
 
@@ -64,6 +66,7 @@ class BlockTrainer(Trainer):
         blocks: Blocks,
         tokenizer: Loaded,
         base: Path,
+        progress: Progress | None = None,
     ) -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(stage.output) / "logs")
         super().__init__(model=model, args=stage.train, train_dataset=blocks)
@@ -77,7 +80,10 @@ class BlockTrainer(Trainer):
         model.on_loss = self.tally.add
         for quiet in (PrinterCallback, ProgressCallback):
             self.remove_callback(quiet)
-        self.add_callback(StepCallback(self, stage.max_minutes))
+        clock = StepCallback(self, stage.max_minutes)
+        self.add_callback(clock)
+        if progress is not None:
+            self.add_callback(LookCallback(self, progress, clock))
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the last checkpoint where there is one, and save adapter and plots."""

@@ -20,6 +20,7 @@ from zhllama.model.adapter import parameter_count, part_of
 from zhllama.model.begin import begin, check_choice, method_of
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.pack.blocks import Blocks
+from zhllama.progress.look import Progress
 from zhllama.terminal import say
 from zhllama.tokenizer.load import load
 from zhllama.trainer import BlockTrainer, Stage, is_first_rank
@@ -89,7 +90,7 @@ def run_directory(config: Any, command: str, inputs: dict[str, Path]) -> Iterato
         yield run.result
 
 
-def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
+def train(stage: Stage, model_dir: Path, blocks: Blocks, progress: Progress | None = None) -> dict[str, Any]:
     """Load the model, train it on the blocks, save and re-open the adapter; returns steps, tokens and mean loss.
 
     Raises:
@@ -116,7 +117,7 @@ def train(stage: Stage, model_dir: Path, blocks: Blocks) -> dict[str, Any]:
     model = load_trainable(model_dir, stage.embeddings, method, dtype, full=full, quantise=stage.quantise)
     begin(model, stage, blocks[0]["input_ids"])
     say(describe(model))
-    return BlockTrainer(model, stage, method, blocks, load(model_dir, "--model"), model_dir).run()
+    return BlockTrainer(model, stage, method, blocks, load(model_dir, "--model"), model_dir, progress).run()
 
 
 def compute_dtype(arguments: TrainingArguments) -> torch.dtype:

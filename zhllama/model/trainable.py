@@ -49,7 +49,7 @@ class NewRowsEmbedding(nn.Module):
 
 
 class LossHead(nn.Module):
-    """The output matrix, asked for a loss instead of logits."""
+    """The output matrix, asked for a loss; for logits only where a reply is generated."""
 
     new_rows: nn.Parameter | None
 
@@ -59,8 +59,16 @@ class LossHead(nn.Module):
         self.first_new = first_new
         self.register_parameter("new_rows", new_rows)
 
-    def forward(self, hidden: Tensor, labels: Tensor, nats: Tensor | None = None) -> Tensor:
-        """(tokens, hidden) and (tokens,) to the summed negative log-likelihood in nats; `nats` gets each token's."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, nats: Tensor | None = None) -> Tensor:
+        """(tokens, hidden) and (tokens,) to the summed negative log-likelihood in nats; `nats` gets each token's.
+
+        Without labels, (..., hidden) to logits of (..., rows).
+        """
+        if labels is None:
+            logits = F.linear(hidden, self.weight[: self.first_new].to(hidden.dtype))
+            if self.new_rows is None:
+                return logits
+            return torch.cat([logits, F.linear(hidden, self.new_rows.to(hidden.dtype))], dim=-1)
         return linear_cross_entropy(hidden, self.weight[: self.first_new], self.new_rows, labels, nats)
 
 
