@@ -143,7 +143,7 @@ def test_an_adapter_answers_on_its_base(
     prompt = ours.tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     expected = ours.tokenizer.decode(greedy(ours, prompt, 6), skip_special_tokens=True).strip()
     assert ours.answer(QUESTION)[0] == expected
-    ids = ours.encode(QUESTION)["input_ids"]
+    ids = torch.tensor([ours.encode(QUESTION)])
     assert (ours.model(ids).logits - plain.model(ids).logits).abs().max() > 0.001
 
 
@@ -221,7 +221,7 @@ def test_a_model_that_lacks_a_part_cannot_chat(
 ) -> None:
     directory = shutil.copytree(bytelevel_model_dir, tmp_path / "model")
     (directory / missing).unlink()
-    assert refusal(lambda: chat(ChatConfig(str(directory), ["a"]))) == f"--model {directory}: {line}"
+    assert refusal(lambda: chat(ChatConfig(str(directory), prompt=["a"]))) == f"--model {directory}: {line}"
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path, bytelevel_model_dir: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_missing_model_is_refused() -> None:
 def test_prompts_are_answered_one_after_the_other(
     bytelevel_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat(ChatConfig(str(bytelevel_model_dir), ["一", "[b]二"], max_new_tokens=3))
+    chat(ChatConfig(str(bytelevel_model_dir), prompt=["一", "[b]二"], max_new_tokens=3))
     answers = [
         speaker_of(bytelevel_model_dir, max_new_tokens=3).answer([{"role": "user", "content": text}])[0]
         for text in ("一", "[b]二")

@@ -162,6 +162,16 @@ def test_a_prompt_is_tuned_on_conversations(tmp_path: Path, flags: list[str], bo
     assert read_record(tmp_path / "r")["result"]["steps"] == 4
 
 
+def test_a_prefix_does_not_answer_while_it_trains(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["--progress.prompts", '["问"]', "--body", "prefix"]
+    assert "a prefix cannot answer while it trains" in refused(capsys, flags, *prompts)
+    main([*flags, "--body", "prefix", "--prefix.length", "4"])
+    assert "whether answers end was not looked at" in " ".join(capsys.readouterr().out.split())
+    assert "endings" not in read_record(tmp_path / "r")["result"]
+
+
 def test_a_model_without_template(
     tmp_path: Path,
     flags: list[str],

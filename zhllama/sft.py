@@ -62,11 +62,16 @@ def sft(config: SftConfig) -> None:
     """Encode and pack the mixture, train, save the adapter, metrics and loss curve.
 
     Raises:
-        UserError: a file without one good row, no chat template, every conversation longer than a block.
+        UserError: a file without one good row, no chat template, every conversation longer than a block, prompts for
+            a prefix to answer.
     """
     model_dir = artifact.require(config.model, "model", "--model")
     check_block_size(config.block_size, model_dir)
     check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
+    if config.body == "prefix" and (config.progress.prompts or config.progress.prompts_file):
+        raise UserError(
+            "progress.prompts: a prefix cannot answer while it trains; leave them out and use zhllama chat --adapter"
+        )
     inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
     inputs |= start_of(config)
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))

@@ -112,6 +112,9 @@ class Progress:
         """Answer prompts of the data, and warn where the model has not learnt to end its answers."""
         if not self.asked:
             return
+        if getattr(model.base, "prefix", None) is not None:
+            say("whether answers end was not looked at: a prefix answers in zhllama chat --adapter only")
+            return
         limit = self.settings.max_new_tokens
         with speaking(model):
             ended = sum(reply.ended for reply in self.reply(model, [first_prompt(row) for row in self.asked]))
