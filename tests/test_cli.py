@@ -106,7 +106,8 @@ def test_a_commands_help_names_every_setting(command: str, capsys: pytest.Captur
         if field.name == "train":
             flags |= {f"--train.{name}" for name in SHOWN}
         elif dataclasses.is_dataclass(hints[field.name]):
-            flags |= {f"--{field.name}.{inner.name}" for inner in dataclasses.fields(hints[field.name])}
+            inner = dataclasses.fields(hints[field.name])
+            flags |= {f"--{field.name}.{one.name.replace('_', '-')}" for one in inner}
         else:
             flags.add("--" + field.name.replace("_", "-"))
     words = set(shown.replace(",", " ").split())
