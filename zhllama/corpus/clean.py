@@ -13,7 +13,9 @@ from zhllama.corpus.passes import Plan, run_passes
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout, Split, list_files
 from zhllama.corpus.rules import Limits
+from zhllama.corpus.screen import Screen, load_score
 from zhllama.corpus.tally import Tally
+from zhllama.corpus.words import read_words
 from zhllama.terminal import print_table, say, warn
 
 REMEDY = {
@@ -23,6 +25,9 @@ REMEDY = {
     "mostly symbols": "--max-symbols",
     "too little Chinese": "--min-chinese",
     "repetitive": "--max-repetition",
+    "another language": "--languages",
+    "listed words": "--words, --max-words",
+    "low score": "--min-score",
     "personal data": "--privacy",
     "in an evaluation file": "--decontaminate",
 }
@@ -60,6 +65,20 @@ class CleanConfig:
     """Drop documents where more than this share of characters is digits, punctuation or symbols."""
     min_chinese: float = 0.0
     """Drop documents where less than this share of letters is Chinese."""
+    languages: str = "zh zh-Hant en code"
+    """Languages to keep (zh is simplified, zh-Hant traditional Chinese, code programs, others as in ISO 639-1: ja, ru);
+    any: all."""
+    min_language: float = 0.5
+    """Drop documents where these languages have less than this share of what pycld2 is sure of."""
+    words: str = ""
+    """A file with one word a line (# begins a comment): drop documents that hold any; upper case and full width are
+    the same as lower case and half width."""
+    max_words: int = 0
+    """Keep documents with up to so many of these words."""
+    score: str = ""
+    """A scoring function of your own, text -> number, written FILE.py:FUNCTION; documents under min_score are dropped."""
+    min_score: float = 0.5
+    """The least score to keep."""
     deduplicate: bool = True
     """Keep only the first of documents with the same text (white space not compared)."""
     near_duplicates: bool = True
@@ -77,12 +96,12 @@ class CleanConfig:
     """Size of an output file, and of the portion of input that one task takes."""
 
     def __post_init__(self) -> None:
-        for name in ("max_repetition", "max_symbols", "min_chinese"):
+        for name in ("max_repetition", "max_symbols", "min_chinese", "min_language"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: a share is between 0 and 1")
-        if self.workers < 0 or self.min_characters < 0 or self.shard_megabytes <= 0:
+        if min(self.workers, self.min_characters, self.max_words) < 0 or self.shard_megabytes <= 0:
             raise UserError(
-                "workers and min_characters must not be negative, shard_megabytes must be positive"
+                "workers, min_characters and max_words must not be negative, shard_megabytes must be positive"
             )
         if self.encoding == "guess":
             return
@@ -114,6 +133,12 @@ def clean(config: CleanConfig) -> None:
     inputs: dict[str, str | Path] = {"corpus": source}
     if config.decontaminate:
         inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+    if config.words:
+        read_words(Path(config.words))
+        inputs["words"] = Path(config.words)
+    if config.score:
+        load_score(config.score)
+        inputs["score"] = Path(config.score.rpartition(":")[0])
     resume = _can_go_on(config, output, inputs)
     with artifact.create(output, "corpus", "clean", config, inputs, resume) as made:
         run_passes(_plan(config), output, files, source)
@@ -130,6 +155,7 @@ def clean(config: CleanConfig) -> None:
             replacement_characters=tally.counts["replacement characters"],
             contaminated=dict(tally.contaminated.most_common()),
             skipped=dict(tally.skipped),
+            languages=dict(tally.languages.most_common()),
             encodings=dict(tally.encodings.most_common()),
             personal=dict(tally.personal.most_common()),
         )
@@ -159,12 +185,24 @@ def _plan(config: CleanConfig) -> Plan:
         Layout(config.encoding, config.documents, config.key),
         config.broken,
         Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese),
+        _screen(config),
         config.privacy,
         config.deduplicate,
         config.near_duplicates and config.deduplicate,
         Path(config.decontaminate) if config.decontaminate else None,
         config.workers,
         round(config.shard_megabytes * 1e6),
+    )
+
+
+def _screen(config: CleanConfig) -> Screen:
+    return Screen(
+        frozenset() if config.languages == "any" else frozenset(config.languages.split()),
+        config.min_language,
+        Path(config.words) if config.words else None,
+        config.max_words,
+        config.score,
+        config.min_score,
     )
 
 

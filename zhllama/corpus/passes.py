@@ -14,6 +14,7 @@ from typing import Any
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout
 from zhllama.corpus.rules import Limits
+from zhllama.corpus.screen import Screen
 from zhllama.terminal import progress_bar
 
 LINES = 1000  # signatures that datatrove reads ahead of each task
@@ -26,6 +27,7 @@ class Plan:
     layout: Layout
     broken: Broken
     limits: Limits
+    screen: Screen
     privacy: Privacy
     deduplicate: bool
     near: bool
@@ -53,7 +55,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
 
     first = [
         stages.ReadBundle(folder, plan.layout, plan.broken),
-        stages.Judge(folder, plan.limits, plan.privacy),
+        stages.Judge(folder, plan.limits, plan.screen, plan.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]
     if plan.decontaminate:

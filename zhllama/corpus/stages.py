@@ -23,6 +23,7 @@ from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Broken, Layout, read_file
 from zhllama.corpus.rules import HAN, Limits, judge, normalise
+from zhllama.corpus.screen import Screen
 from zhllama.corpus.tally import Meter, Tally
 
 GLUED_LINES = 1000  # a guessed document of more lines is worth a word of warning
@@ -98,17 +99,18 @@ class Judge(PipelineStep):  # type: ignore[misc]
     type = "🔻 - FILTER"
     name = "zhllama rules"
 
-    def __init__(self, work: str, limits: Limits, privacy: Privacy) -> None:
+    def __init__(self, work: str, limits: Limits, screen: Screen, privacy: Privacy) -> None:
         super().__init__()
-        self.work, self.limits, self.privacy = work, limits, privacy
+        self.work, self.limits, self.screen, self.privacy = work, limits, screen, privacy
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield what is kept; examples of what is dropped show the text as it was before."""
         tally = Tally()
+        screened = self.screen.rules(tally)
         for document in data:
             tally.counts["replacement characters"] += document.text.count("\ufffd")
             text = normalise(document.text)
-            reason = judge(text, self.limits)
+            reason = judge(text, self.limits) or screened(text)
             if not reason and self.privacy != "keep":
                 text, kinds = redact(text)
                 tally.personal.update(kinds)

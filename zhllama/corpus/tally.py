@@ -26,8 +26,8 @@ class Tally:
 
     `glued` holds the lines of a guessed document that are too many to be one, by its id; `personal` counts
     personal data by kind, `clusters` near-duplicates by the size of their cluster, `contaminated`
-    documents by evaluation file, `skipped` files and
-    rows that could not be read.
+    documents by evaluation file, `languages` documents by main language, `skipped` files and rows that could not
+    be read.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -37,6 +37,7 @@ class Tally:
     personal: Counter[str] = field(default_factory=Counter)
     clusters: Counter[str] = field(default_factory=Counter)
     contaminated: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
     encodings: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
