@@ -324,7 +324,7 @@ def test_an_output_that_is_taken_or_inside_the_corpus_is_refused(tmp_path: Path)
         ({"max_repetition": 1.5}, "max_repetition 1.5: a share is between 0 and 1"),
         ({"max_symbols": -0.1}, "max_symbols -0.1: a share"),
         ({"min_chinese": 50}, "min_chinese 50: a share"),
-        ({"workers": -1}, "workers, min_characters and max_words must not be negative"),
+        ({"workers": -1}, "workers, min_characters, max_words and boilerplate must not be negative"),
         ({"shard_megabytes": 0}, "shard_megabytes must be positive"),
         ({"encoding": "utf-9"}, "encoding utf-9: unknown; try"),
         ({"encoding": "base64"}, "encoding base64: unknown; try"),

@@ -9,6 +9,8 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError, as_given
+from zhllama.corpus.convert import Chinese, Forms, Width
+from zhllama.corpus.lines import Repeats
 from zhllama.corpus.passes import Plan, run_passes
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout, Split, list_files
@@ -28,6 +30,7 @@ REMEDY = {
     "another language": "--languages",
     "listed words": "--words, --max-words",
     "low score": "--min-score",
+    "only repeated lines": "--boilerplate, --paragraphs",
     "personal data": "--privacy",
     "in an evaluation file": "--decontaminate",
 }
@@ -44,7 +47,8 @@ class CleanConfig:
     """Clean raw text into a corpus: normalise it, drop what is not worth learning, keep duplicates once."""
 
     corpus: str
-    """Raw text: a .txt, .jsonl or .parquet file (also .txt.gz, .jsonl.zst, ...), or a folder of them."""
+    """Raw text: a .txt, .jsonl, .parquet, .html or .md file (also .txt.gz, .jsonl.zst, .html.xz, ...), or a folder
+    of them. Of web pages the main text is taken (trafilatura), of Markdown all but its front matter."""
     output: str
     """The corpus directory to write."""
     encoding: str = "guess"
@@ -65,6 +69,10 @@ class CleanConfig:
     """Drop documents where more than this share of characters is digits, punctuation or symbols."""
     min_chinese: float = 0.0
     """Drop documents where less than this share of letters is Chinese."""
+    chinese: Chinese = "keep"
+    """Write traditional Chinese as it is (keep) or as simplified (opencc)."""
+    width: Width = "keep"
+    """Write full-width letters and digits (ＡＢＣ１２３) as they are (keep) or in half width; punctuation stays."""
     languages: str = "zh zh-Hant en code"
     """Languages to keep (zh is simplified, zh-Hant traditional Chinese, code programs, others as in ISO 639-1: ja, ru);
     any: all."""
@@ -84,6 +92,11 @@ class CleanConfig:
     near_duplicates: bool = True
     """Of documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all from
     85%) keep the one with the most letters, of equals the earliest; only where deduplicate is true."""
+    boilerplate: int = 0
+    """Remove Chinese lines (6 letters or more, digits not compared) that more than so many documents hold; 0: none; for
+    web pages try 20."""
+    paragraphs: bool = False
+    """Keep a line of 30 letters or more only in the first document that holds it."""
     decontaminate: str = ""
     """A folder of evaluation files (.json, .jsonl, .csv, .tsv, .txt): documents that share 13 letters in a row with one
     of their texts are dropped."""
@@ -99,9 +112,13 @@ class CleanConfig:
         for name in ("max_repetition", "max_symbols", "min_chinese", "min_language"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: a share is between 0 and 1")
-        if min(self.workers, self.min_characters, self.max_words) < 0 or self.shard_megabytes <= 0:
+        if (
+            min(self.workers, self.min_characters, self.max_words, self.boilerplate) < 0
+            or self.shard_megabytes <= 0
+        ):
             raise UserError(
-                "workers, min_characters and max_words must not be negative, shard_megabytes must be positive"
+                "workers, min_characters, max_words and boilerplate must not be negative, "
+                "shard_megabytes must be positive"
             )
         if self.encoding == "guess":
             return
@@ -155,6 +172,7 @@ def clean(config: CleanConfig) -> None:
             replacement_characters=tally.counts["replacement characters"],
             contaminated=dict(tally.contaminated.most_common()),
             skipped=dict(tally.skipped),
+            removed=dict(tally.removed),
             languages=dict(tally.languages.most_common()),
             encodings=dict(tally.encodings.most_common()),
             personal=dict(tally.personal.most_common()),
@@ -184,11 +202,13 @@ def _plan(config: CleanConfig) -> Plan:
     return Plan(
         Layout(config.encoding, config.documents, config.key),
         config.broken,
+        Forms(config.chinese, config.width),
         Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese),
         _screen(config),
         config.privacy,
         config.deduplicate,
         config.near_duplicates and config.deduplicate,
+        Repeats(config.boilerplate, config.paragraphs),
         Path(config.decontaminate) if config.decontaminate else None,
         config.workers,
         round(config.shard_megabytes * 1e6),
@@ -235,6 +255,8 @@ def _summarise(config: CleanConfig, result: dict[str, Any], tally: Tally) -> Non
     if result["personal"]:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in result["personal"].items())
         say(f"personal data ({PRIVACY_DONE[config.privacy]}): {listed}; --privacy replace|drop|keep decides")
+    if result["removed"]:
+        say("removed: " + ", ".join(f"{count:,} {what}" for what, count in result["removed"].items()))
     if result["replacement_characters"]:
         say(f"{result['replacement_characters']:,} characters (U+FFFD) were lost before this text came here")
     say(

@@ -18,11 +18,12 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from zhllama.config import UserError
+from zhllama.corpus.convert import Forms
 from zhllama.corpus.decode import detect_encoding
 from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Broken, Layout, read_file
-from zhllama.corpus.rules import HAN, Limits, judge, normalise
+from zhllama.corpus.rules import HAN, Limits, judge
 from zhllama.corpus.screen import Screen
 from zhllama.corpus.tally import Meter, Tally
 
@@ -99,13 +100,15 @@ class Judge(PipelineStep):  # type: ignore[misc]
     type = "🔻 - FILTER"
     name = "zhllama rules"
 
-    def __init__(self, work: str, limits: Limits, screen: Screen, privacy: Privacy) -> None:
+    def __init__(self, work: str, forms: Forms, limits: Limits, screen: Screen, privacy: Privacy) -> None:
         super().__init__()
-        self.work, self.limits, self.screen, self.privacy = work, limits, screen, privacy
+        self.work, self.forms, self.limits = work, forms, limits
+        self.screen, self.privacy = screen, privacy
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield what is kept; examples of what is dropped show the text as it was before."""
         tally = Tally()
+        normalise = self.forms.normaliser()
         screened = self.screen.rules(tally)
         for document in data:
             tally.counts["replacement characters"] += document.text.count("\ufffd")

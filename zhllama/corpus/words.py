@@ -49,7 +49,7 @@ class Words:
             branch[END] = {}
 
     def find(self, text: str) -> Iterator[str]:
-        """The longest word at each place of a plain text; one that begins or ends with a-z0-9 does so at a word's edge."""
+        """The longest word at each place of a plain text; a-z0-9 at its ends stands at a word's edge."""
         place = 0
         while place < len(text):
             end = self._end(text, place) if text[place] in self.tree else 0
