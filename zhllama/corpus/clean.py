@@ -34,6 +34,7 @@ REMEDY = {
     "personal data": "--privacy",
     "in an evaluation file": "--decontaminate",
 }
+SAMPLE, SAMPLE_FILES = 2000, 100  # documents and files of a dry run
 PRIVACY_DONE = {"replace": "replaced", "drop": "documents dropped"}
 GUESSES = {
     "blank-line": "split at blank lines",
@@ -103,6 +104,9 @@ class CleanConfig:
     privacy: Privacy = "replace"
     """Personal data (mail, IP, phones, resident IDs, credit codes, bank cards, plates, QQ, WeChat): replace each
     item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
+    dry_run: bool = False
+    """Clean a sample of at most 2,000 documents, the first ones of up to 100 files spread over the corpus, into
+    OUTPUT-dry-run, which the next dry run replaces: to look at its report.html before the whole."""
     workers: int = 0
     """Processes; 0: one per core. The output is the same whatever their number."""
     shard_megabytes: float = 16
@@ -142,23 +146,21 @@ def clean(config: CleanConfig) -> None:
     Raises:
         UserError: nothing to read, a file that cannot be read, nothing kept, an output that exists.
     """
+    if config.dry_run:
+        config = replace(config, output=f"{config.output.rstrip('/')}-dry-run")
+        if artifact.read_record(config.output).get("settings", {}).get("dry_run"):
+            shutil.rmtree(config.output)
     source = Path(config.corpus)
     output = Path(config.output)
     files = list_files(source)
+    if config.dry_run:
+        files = files[:: -(-len(files) // SAMPLE_FILES)]
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
-    inputs: dict[str, str | Path] = {"corpus": source}
-    if config.decontaminate:
-        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
-    if config.words:
-        read_words(Path(config.words))
-        inputs["words"] = Path(config.words)
-    if config.score:
-        load_score(config.score)
-        inputs["score"] = Path(config.score.rpartition(":")[0])
+    inputs = _inputs(config)
     resume = _can_go_on(config, output, inputs)
     with artifact.create(output, "corpus", "clean", config, inputs, resume) as made:
-        run_passes(_plan(config), output, files, source)
+        run_passes(_plan(config, len(files)), output, files, source)
         tally = Tally.total(output / ".work")
         _refuse_nothing(source, tally)
         characters = tally.counts["characters"]
@@ -198,7 +200,21 @@ def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path])
     )
 
 
-def _plan(config: CleanConfig) -> Plan:
+def _inputs(config: CleanConfig) -> dict[str, str | Path]:
+    """What is read, by setting; word list and scoring function are tried before hours of work."""
+    inputs: dict[str, str | Path] = {"corpus": Path(config.corpus)}
+    if config.decontaminate:
+        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+    if config.words:
+        read_words(Path(config.words))
+        inputs["words"] = Path(config.words)
+    if config.score:
+        load_score(config.score)
+        inputs["score"] = Path(config.score.rpartition(":")[0])
+    return inputs
+
+
+def _plan(config: CleanConfig, files: int) -> Plan:
     return Plan(
         Layout(config.encoding, config.documents, config.key),
         config.broken,
@@ -212,6 +228,7 @@ def _plan(config: CleanConfig) -> Plan:
         Path(config.decontaminate) if config.decontaminate else None,
         config.workers,
         round(config.shard_megabytes * 1e6),
+        -(-SAMPLE // files) if config.dry_run else None,
     )
 
 

@@ -38,6 +38,7 @@ class Plan:
     decontaminate: Path | None
     workers: int
     shard_bytes: int
+    most: int | None = None  # documents of a file
 
 
 def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> None:
@@ -58,7 +59,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
             Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
 
     first = [
-        stages.ReadBundle(folder, plan.layout, plan.broken),
+        stages.ReadBundle(folder, plan.layout, plan.broken, plan.most),
         stages.Judge(folder, plan.forms, plan.limits, plan.screen, plan.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,14 +32,17 @@ GLUED_LINES = 1000  # a guessed document of more lines is worth a word of warnin
 
 
 class ReadBundle(PipelineStep):  # type: ignore[misc]
-    """The documents of one bundle of files, as `work/bundles/RANK.json` lists them: path and name of each."""
+    """The documents of one bundle of files, as `work/bundles/RANK.json` lists them: path and name of each.
+
+    With `most`, only so many of each file.
+    """
 
     type = "📖 - READER"
     name = "zhllama files"
 
-    def __init__(self, work: str, layout: Layout, broken: Broken) -> None:
+    def __init__(self, work: str, layout: Layout, broken: Broken, most: int | None) -> None:
         super().__init__()
-        self.work, self.layout, self.broken = work, layout, broken
+        self.work, self.layout, self.broken, self.most = work, layout, broken, most
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield documents with an id `NAME:LINE`."""
@@ -63,7 +67,8 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
         if layout.encoding == "guess" and path.suffix != ".parquet":
             layout = replace(layout, encoding=detect_encoding(path))
             tally.encodings[layout.encoding] += 1
-        for line, text in read_file(path, layout, meter, splits.append, skip):
+        passages = read_file(path, layout, meter, splits.append, skip)
+        for line, text in islice(passages, self.most):
             tally.counts["read"] += 1
             if splits and text.count("\n") >= GLUED_LINES:
                 tally.glued[f"{name}:{line}"] = text.count("\n") + 1
