@@ -42,6 +42,8 @@ def run(
             corpus=str(corpus), output=str(output), **{"workers": 1, "near_duplicates": False, **settings}
         )
     )  # type: ignore[arg-type]
+    if settings.get("dry_run"):
+        output = tmp_path / f"{name}-dry-run"
     return output, json.loads((output / "run.json").read_text(encoding="utf-8"))["result"]
 
 
@@ -287,6 +289,28 @@ def test_by_default_the_first_such_file_stops_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_cleans_a_sample_beside_the_output_as_often_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = folder(tmp_path / "in")
+    monkeypatch.setattr("zhllama.corpus.clean.SAMPLE", 9)
+    monkeypatch.setattr("zhllama.corpus.clean.SAMPLE_FILES", 2)
+    for _ in range(2):
+        run(tmp_path, corpus, dry_run=True)
+    sample = tmp_path / "out-dry-run"
+    assert list(read_documents(sample)) == [sentence(number) for number in (*range(5), *range(40, 45))]
+    assert (sample / "report.html").is_file()
+    assert not (tmp_path / "out").exists()
+    run(tmp_path, corpus)
+
+
+def test_a_dry_run_does_not_replace_what_is_none(tmp_path: Path) -> None:
+    corpus = folder(tmp_path / "in")
+    run(tmp_path, corpus, "out-dry-run")
+    with pytest.raises(UserError, match="already holds a run of clean"):
+        run(tmp_path, corpus, dry_run=True)
+
+
 REFUSED = {
     "a.txt": (b"\n\n", "a.txt: no document inside"),
     "b.txt": (
@@ -324,7 +348,7 @@ def test_an_output_that_is_taken_or_inside_the_corpus_is_refused(tmp_path: Path)
         ({"max_repetition": 1.5}, "max_repetition 1.5: a share is between 0 and 1"),
         ({"max_symbols": -0.1}, "max_symbols -0.1: a share"),
         ({"min_chinese": 50}, "min_chinese 50: a share"),
-        ({"workers": -1}, "workers and min_characters must not be negative"),
+        ({"workers": -1}, "workers, min_characters, max_words and boilerplate must not be negative"),
         ({"shard_megabytes": 0}, "shard_megabytes must be positive"),
         ({"encoding": "utf-9"}, "encoding utf-9: unknown; try"),
         ({"encoding": "base64"}, "encoding base64: unknown; try"),

@@ -101,9 +101,9 @@ def test_a_folder_is_read_in_order_without_what_is_no_text(
 ) -> None:
     for name in ("b/2.txt", "b/10.txt", "a.txt", ".hidden/c.txt"):
         put(tmp_path / name, name)
-    put(tmp_path / "README.md", "no")
+    put(tmp_path / "README.rst", "no")
     assert list(read_documents(tmp_path)) == ["a.txt", "b/10.txt", "b/2.txt"]
-    assert "left out 1 files of other kinds (README.md)" in capsys.readouterr().err
+    assert "left out 1 files of other kinds (README.rst)" in capsys.readouterr().err
 
 
 def test_a_corpus_directory_is_its_documents_only(tmp_path: Path) -> None:

@@ -9,11 +9,15 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError, as_given
+from zhllama.corpus.convert import Chinese, Forms, Width
+from zhllama.corpus.lines import Repeats
 from zhllama.corpus.passes import Plan, run_passes
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout, Split, list_files
 from zhllama.corpus.rules import Limits
+from zhllama.corpus.screen import Screen, load_score
 from zhllama.corpus.tally import Tally
+from zhllama.corpus.words import read_words
 from zhllama.terminal import print_table, say, warn
 
 REMEDY = {
@@ -23,9 +27,14 @@ REMEDY = {
     "mostly symbols": "--max-symbols",
     "too little Chinese": "--min-chinese",
     "repetitive": "--max-repetition",
+    "another language": "--languages",
+    "listed words": "--words, --max-words",
+    "low score": "--min-score",
+    "only repeated lines": "--boilerplate, --paragraphs",
     "personal data": "--privacy",
     "in an evaluation file": "--decontaminate",
 }
+SAMPLE, SAMPLE_FILES = 2000, 100  # documents and files of a dry run
 PRIVACY_DONE = {"replace": "replaced", "drop": "documents dropped"}
 GUESSES = {
     "blank-line": "split at blank lines",
@@ -39,7 +48,8 @@ class CleanConfig:
     """Clean raw text into a corpus: normalise it, drop what is not worth learning, keep duplicates once."""
 
     corpus: str
-    """Raw text: a .txt, .jsonl or .parquet file (also .txt.gz, .jsonl.zst, ...), or a folder of them."""
+    """Raw text: a .txt, .jsonl, .parquet, .html or .md file (also .txt.gz, .jsonl.zst, .html.xz, ...), or a folder
+    of them. Of web pages the main text is taken (trafilatura), of Markdown all but its front matter."""
     output: str
     """The corpus directory to write."""
     encoding: str = "guess"
@@ -60,29 +70,59 @@ class CleanConfig:
     """Drop documents where more than this share of characters is digits, punctuation or symbols."""
     min_chinese: float = 0.0
     """Drop documents where less than this share of letters is Chinese."""
+    chinese: Chinese = "keep"
+    """Write traditional Chinese as it is (keep) or as simplified (opencc)."""
+    width: Width = "keep"
+    """Write full-width letters and digits (ＡＢＣ１２３) as they are (keep) or in half width; punctuation stays."""
+    languages: str = "zh zh-Hant en code"
+    """Languages to keep (zh is simplified, zh-Hant traditional Chinese, code programs, others as in ISO 639-1: ja, ru);
+    any: all."""
+    min_language: float = 0.5
+    """Drop documents where these languages have less than this share of what pycld2 is sure of."""
+    words: str = ""
+    """A file with one word a line (# begins a comment): drop documents that hold any; upper case and full width are
+    the same as lower case and half width."""
+    max_words: int = 0
+    """Keep documents with up to so many of these words."""
+    score: str = ""
+    """A scoring function of your own, text -> number, written FILE.py:FUNCTION; documents under min_score are dropped."""
+    min_score: float = 0.5
+    """The least score to keep."""
     deduplicate: bool = True
     """Keep only the first of documents with the same text (white space not compared)."""
     near_duplicates: bool = True
     """Of documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all from
     85%) keep the one with the most letters, of equals the earliest; only where deduplicate is true."""
+    boilerplate: int = 0
+    """Remove Chinese lines (6 letters or more, digits not compared) that more than so many documents hold; 0: none; for
+    web pages try 20."""
+    paragraphs: bool = False
+    """Keep a line of 30 letters or more only in the first document that holds it."""
     decontaminate: str = ""
     """A folder of evaluation files (.json, .jsonl, .csv, .tsv, .txt): documents that share 13 letters in a row with one
     of their texts are dropped."""
     privacy: Privacy = "replace"
     """Personal data (mail, IP, phones, resident IDs, credit codes, bank cards, plates, QQ, WeChat): replace each
     item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
+    dry_run: bool = False
+    """Clean a sample of at most 2,000 documents, the first ones of up to 100 files spread over the corpus, into
+    OUTPUT-dry-run, which the next dry run replaces: to look at its report.html before the whole."""
     workers: int = 0
     """Processes; 0: one per core. The output is the same whatever their number."""
     shard_megabytes: float = 16
     """Size of an output file, and of the portion of input that one task takes."""
 
     def __post_init__(self) -> None:
-        for name in ("max_repetition", "max_symbols", "min_chinese"):
+        for name in ("max_repetition", "max_symbols", "min_chinese", "min_language"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: a share is between 0 and 1")
-        if self.workers < 0 or self.min_characters < 0 or self.shard_megabytes <= 0:
+        if (
+            min(self.workers, self.min_characters, self.max_words, self.boilerplate) < 0
+            or self.shard_megabytes <= 0
+        ):
             raise UserError(
-                "workers and min_characters must not be negative, shard_megabytes must be positive"
+                "workers, min_characters, max_words and boilerplate must not be negative, "
+                "shard_megabytes must be positive"
             )
         if self.encoding == "guess":
             return
@@ -106,17 +146,21 @@ def clean(config: CleanConfig) -> None:
     Raises:
         UserError: nothing to read, a file that cannot be read, nothing kept, an output that exists.
     """
+    if config.dry_run:
+        config = replace(config, output=f"{config.output.rstrip('/')}-dry-run")
+        if artifact.read_record(config.output).get("settings", {}).get("dry_run"):
+            shutil.rmtree(config.output)
     source = Path(config.corpus)
     output = Path(config.output)
     files = list_files(source)
+    if config.dry_run:
+        files = files[:: -(-len(files) // SAMPLE_FILES)]
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
-    inputs: dict[str, str | Path] = {"corpus": source}
-    if config.decontaminate:
-        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+    inputs = _inputs(config)
     resume = _can_go_on(config, output, inputs)
     with artifact.create(output, "corpus", "clean", config, inputs, resume) as made:
-        run_passes(_plan(config), output, files, source)
+        run_passes(_plan(config, len(files)), output, files, source)
         tally = Tally.total(output / ".work")
         _refuse_nothing(source, tally)
         characters = tally.counts["characters"]
@@ -130,6 +174,8 @@ def clean(config: CleanConfig) -> None:
             replacement_characters=tally.counts["replacement characters"],
             contaminated=dict(tally.contaminated.most_common()),
             skipped=dict(tally.skipped),
+            removed=dict(tally.removed),
+            languages=dict(tally.languages.most_common()),
             encodings=dict(tally.encodings.most_common()),
             personal=dict(tally.personal.most_common()),
         )
@@ -154,17 +200,46 @@ def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path])
     )
 
 
-def _plan(config: CleanConfig) -> Plan:
+def _inputs(config: CleanConfig) -> dict[str, str | Path]:
+    """What is read, by setting; word list and scoring function are tried before hours of work."""
+    inputs: dict[str, str | Path] = {"corpus": Path(config.corpus)}
+    if config.decontaminate:
+        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+    if config.words:
+        read_words(Path(config.words))
+        inputs["words"] = Path(config.words)
+    if config.score:
+        load_score(config.score)
+        inputs["score"] = Path(config.score.rpartition(":")[0])
+    return inputs
+
+
+def _plan(config: CleanConfig, files: int) -> Plan:
     return Plan(
         Layout(config.encoding, config.documents, config.key),
         config.broken,
+        Forms(config.chinese, config.width),
         Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese),
+        _screen(config),
         config.privacy,
         config.deduplicate,
         config.near_duplicates and config.deduplicate,
+        Repeats(config.boilerplate, config.paragraphs),
         Path(config.decontaminate) if config.decontaminate else None,
         config.workers,
         round(config.shard_megabytes * 1e6),
+        -(-SAMPLE // files) if config.dry_run else None,
+    )
+
+
+def _screen(config: CleanConfig) -> Screen:
+    return Screen(
+        frozenset() if config.languages == "any" else frozenset(config.languages.split()),
+        config.min_language,
+        Path(config.words) if config.words else None,
+        config.max_words,
+        config.score,
+        config.min_score,
     )
 
 
@@ -197,6 +272,8 @@ def _summarise(config: CleanConfig, result: dict[str, Any], tally: Tally) -> Non
     if result["personal"]:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in result["personal"].items())
         say(f"personal data ({PRIVACY_DONE[config.privacy]}): {listed}; --privacy replace|drop|keep decides")
+    if result["removed"]:
+        say("removed: " + ", ".join(f"{count:,} {what}" for what, count in result["removed"].items()))
     if result["replacement_characters"]:
         say(f"{result['replacement_characters']:,} characters (U+FFFD) were lost before this text came here")
     say(

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zhllama.corpus.convert import Forms
+from zhllama.corpus.lines import FindLines, RemoveLines, Repeats, SignLines
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout
 from zhllama.corpus.rules import Limits
+from zhllama.corpus.screen import Screen
 from zhllama.terminal import progress_bar
 
 LINES = 1000  # signatures that datatrove reads ahead of each task
@@ -25,13 +28,17 @@ class Plan:
 
     layout: Layout
     broken: Broken
+    forms: Forms
     limits: Limits
+    screen: Screen
     privacy: Privacy
     deduplicate: bool
     near: bool
+    repeats: Repeats
     decontaminate: Path | None
     workers: int
     shard_bytes: int
+    most: int | None = None  # documents of a file
 
 
 def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> None:
@@ -52,8 +59,8 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
             Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
 
     first = [
-        stages.ReadBundle(folder, plan.layout, plan.broken),
-        stages.Judge(folder, plan.limits, plan.privacy),
+        stages.ReadBundle(folder, plan.layout, plan.broken, plan.most),
+        stages.Judge(folder, plan.forms, plan.limits, plan.screen, plan.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]
     if plan.decontaminate:
@@ -74,13 +81,24 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
         )
         run("near-pairs", [find], near.NEAR.num_buckets)
         run("near", [near.ChooseBest(folder)], 1)
+    kept = sum(map(_size, (work / "kept").glob("*")))
+    if plan.repeats:
+        lines = [
+            stages.ReadKept(folder, "lines"),
+            duplicates.DropDuplicates(folder, count=False),
+            SignLines(folder, plan.repeats),
+        ]
+        with _progress("comparing lines (KB)", kept, work / "progress-lines"):
+            run("lines", lines)
+        run("lines-found", [FindLines(folder, plan.repeats)], 1)
     last = [
         stages.ReadKept(folder, "write"),
         duplicates.DropDuplicates(folder, count=True),
+        RemoveLines(folder, plan.repeats, plan.limits.min_characters),
         stages.Measure(folder),
         stages.WriteDocuments(str(output), "documents-${rank}.jsonl", plan.shard_bytes),
     ]
-    with _progress("writing (KB)", sum(map(_size, (work / "kept").glob("*"))), work / "progress-write"):
+    with _progress("writing (KB)", kept, work / "progress-write"):
         run("write", last)
 
 

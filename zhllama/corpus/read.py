@@ -1,4 +1,4 @@
-"""Documents from .txt, .jsonl and .parquet files, streamed; one reader for every command."""
+"""Documents from .txt, .jsonl, .parquet, .html and .md files, streamed; one reader for every command."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ from zhllama.artifact import require
 from zhllama.config import UserError
 from zhllama.corpus import decode
 from zhllama.corpus.decode import read_lines
+from zhllama.corpus.pages import markdown, web_page, whole
 from zhllama.terminal import warn
 
 Broken = Literal["stop", "skip"]
 Split = Literal["guess", "file", "line", "blank-line"]
-KINDS = (
-    ".txt",
-    ".jsonl",
-    ".parquet",
-    ".txt.gz",
-    ".jsonl.gz",
-    ".txt.zst",
-    ".jsonl.zst",
-    ".txt.xz",
-    ".jsonl.xz",
-)
+PAGES = {".html": web_page, ".htm": web_page, ".md": markdown}
+PACKED = ("", ".gz", ".zst", ".xz")
+KINDS = (".parquet", *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
 CORPUS_FILES = "documents-*.jsonl"
 
 
@@ -121,7 +114,10 @@ def read_file(
     if name.endswith(".parquet"):
         return _parquet_documents(path, layout.key, progress)
     lines = read_lines(path, layout.encoding, progress)
-    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")):
+    kind = Path(name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz")).suffix
+    if kind in PAGES:
+        return _page(path, lines, PAGES[kind])
+    if kind == ".jsonl":
         return _json_documents(path, lines, layout.key, broken)
     split = layout.documents
     if split == "guess":
@@ -177,6 +173,10 @@ def _text_documents(lines: Iterator[str], split: Split) -> Iterator[Passage]:
             held = []
     if held:
         yield Passage(first, "\n".join(held).rstrip("\n"))
+
+
+def _page(path: Path, lines: Iterator[str], text_of: Callable[[str], str]) -> Iterator[Passage]:
+    yield Passage(1, text_of(whole(path, lines)))
 
 
 def _json_documents(

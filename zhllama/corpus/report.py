@@ -33,6 +33,17 @@ def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) 
         page.heading("Personal data")
         page.paragraph("Found by kind, and never shown here.", note=True)
         page.table(["kind", "found"], [[kind, count] for kind, count in result["personal"].items()])
+    if result["languages"]:
+        page.heading("Languages")
+        page.paragraph(
+            "Documents that the rules before kept, by the language of most of their text.", note=True
+        )
+        page.table(["language", "documents"], [[*item] for item in result["languages"].items()])
+    if result["removed"]:
+        page.heading("Removed lines")
+        page.table(["lines", "removed"], [[*item] for item in result["removed"].items()])
+        for what in result["removed"]:
+            page.table([what, "the first of them"], tally.examples[what], text=True)
     if result["contaminated"]:
         page.heading("Shared with evaluation files")
         page.paragraph("Dropped documents by the file they share 13 letters in a row with.", note=True)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,25 +19,30 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from zhllama.config import UserError
+from zhllama.corpus.convert import Forms
 from zhllama.corpus.decode import detect_encoding
 from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Broken, Layout, read_file
-from zhllama.corpus.rules import HAN, Limits, judge, normalise
+from zhllama.corpus.rules import HAN, Limits, judge
+from zhllama.corpus.screen import Screen
 from zhllama.corpus.tally import Meter, Tally
 
 GLUED_LINES = 1000  # a guessed document of more lines is worth a word of warning
 
 
 class ReadBundle(PipelineStep):  # type: ignore[misc]
-    """The documents of one bundle of files, as `work/bundles/RANK.json` lists them: path and name of each."""
+    """The documents of one bundle of files, as `work/bundles/RANK.json` lists them: path and name of each.
+
+    With `most`, only so many of each file.
+    """
 
     type = "📖 - READER"
     name = "zhllama files"
 
-    def __init__(self, work: str, layout: Layout, broken: Broken) -> None:
+    def __init__(self, work: str, layout: Layout, broken: Broken, most: int | None) -> None:
         super().__init__()
-        self.work, self.layout, self.broken = work, layout, broken
+        self.work, self.layout, self.broken, self.most = work, layout, broken, most
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield documents with an id `NAME:LINE`."""
@@ -61,7 +67,8 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
         if layout.encoding == "guess" and path.suffix != ".parquet":
             layout = replace(layout, encoding=detect_encoding(path))
             tally.encodings[layout.encoding] += 1
-        for line, text in read_file(path, layout, meter, splits.append, skip):
+        passages = read_file(path, layout, meter, splits.append, skip)
+        for line, text in islice(passages, self.most):
             tally.counts["read"] += 1
             if splits and text.count("\n") >= GLUED_LINES:
                 tally.glued[f"{name}:{line}"] = text.count("\n") + 1
@@ -98,17 +105,20 @@ class Judge(PipelineStep):  # type: ignore[misc]
     type = "🔻 - FILTER"
     name = "zhllama rules"
 
-    def __init__(self, work: str, limits: Limits, privacy: Privacy) -> None:
+    def __init__(self, work: str, forms: Forms, limits: Limits, screen: Screen, privacy: Privacy) -> None:
         super().__init__()
-        self.work, self.limits, self.privacy = work, limits, privacy
+        self.work, self.forms, self.limits = work, forms, limits
+        self.screen, self.privacy = screen, privacy
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield what is kept; examples of what is dropped show the text as it was before."""
         tally = Tally()
+        normalise = self.forms.normaliser()
+        screened = self.screen.rules(tally)
         for document in data:
             tally.counts["replacement characters"] += document.text.count("\ufffd")
             text = normalise(document.text)
-            reason = judge(text, self.limits)
+            reason = judge(text, self.limits) or screened(text)
             if not reason and self.privacy != "keep":
                 text, kinds = redact(text)
                 tally.personal.update(kinds)

@@ -25,9 +25,9 @@ class Tally:
     """What a step saw: counts by name, dropped documents by reason, examples of them, kept ones by length.
 
     `glued` holds the lines of a guessed document that are too many to be one, by its id; `personal` counts
-    personal data by kind, `clusters` near-duplicates by the size of their cluster, `contaminated`
-    documents by evaluation file, `skipped` files and
-    rows that could not be read.
+    personal data by kind, `clusters` near-duplicates by the size of their cluster, `contaminated` documents by
+    evaluation file, `languages` documents by main language, `removed` lines by kind, `skipped` files and rows
+    that could not be read.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -37,6 +37,8 @@ class Tally:
     personal: Counter[str] = field(default_factory=Counter)
     clusters: Counter[str] = field(default_factory=Counter)
     contaminated: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
     encodings: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
