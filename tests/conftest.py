@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from hypothesis import HealthCheck, settings
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -22,6 +23,11 @@ from zhllama.tokenizer.load import Loaded, load
 
 # Before torch is imported, which reads it: on busy cores threads make a toy model's step ten times as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same examples each time, and no verdict on how fast a busy machine is.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 def package_folder(name: str) -> Path:
