@@ -251,7 +251,11 @@ def test_settings_that_mean_nothing(settings: dict[str, Any], message: str) -> N
         PlanConfig(**settings)
 
 
-@pytest.mark.parametrize("file", sorted([*ROOT.glob("pretrain/*.yaml"), *ROOT.glob("sft/*.yaml")]), ids=str)
+RECIPES = sorted([*ROOT.glob("pretrain/*.yaml"), *ROOT.glob("sft/*.yaml")])
+
+
+# scale-data's own recipes name one of these.
+@pytest.mark.parametrize("file", [file for file in RECIPES if not file.stem.startswith("scaling")], ids=str)
 def test_every_recipe_can_be_planned(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     stage, zero = read_recipes([str(file)])
