@@ -27,7 +27,8 @@ LAYERS = (
     {"artifact", "terminal", "device"},
     {"page"},
     {"corpus"},
-    {"tokenizer", "conversation"},
+    {"tokenizer"},
+    {"conversation"},
     {"model"},
     {"pack", "metrics", "checkpoint"},
     {"trainer"},
@@ -104,7 +105,8 @@ def test_a_commands_help_names_every_setting(command: str, capsys: pytest.Captur
         if field.name == "train":
             flags |= {f"--train.{name}" for name in SHOWN}
         elif dataclasses.is_dataclass(hints[field.name]):
-            flags |= {f"--{field.name}.{inner.name}" for inner in dataclasses.fields(hints[field.name])}
+            inner = [one.name.replace("_", "-") for one in dataclasses.fields(hints[field.name])]
+            flags |= {f"--{field.name}.{name}" for name in inner}
         else:
             flags.add("--" + field.name.replace("_", "-"))
     words = set(shown.replace(",", " ").split())

@@ -11,7 +11,7 @@ import torch
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.conversation import Message, from_alpaca, from_messages
+from zhllama.conversation.formats import Message, RowError, from_alpaca, from_messages
 from zhllama.device import default_device, default_dtype
 from zhllama.model.weights import load_model, read_config, shards
 from zhllama.terminal import console, say, track
@@ -190,7 +190,7 @@ def read_prompts(file: Path) -> list[list[Message]]:
             prompts.append(_prompt(json.loads(line)))
         except json.JSONDecodeError as problem:
             raise UserError(f"--input {file} line {number}: not JSON ({problem.msg})") from problem
-        except (KeyError, TypeError) as problem:
+        except (KeyError, TypeError, RowError) as problem:
             raise UserError(
                 f"--input {file} line {number}: give instruction (and input) as text, "
                 "or messages of role and content that end with the user's"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import AutoTokenizer, TrainingArguments
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.conversation import Source, encode_mixture
+from zhllama.conversation.mixture import build_mixture, print_mixture
+from zhllama.conversation.source import MixtureSettings, Source
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size
 from zhllama.pack.conversations import pack_conversations
-from zhllama.terminal import print_table, say
+from zhllama.terminal import say
 from zhllama.training import check_arguments, run_directory, train, training_defaults
 
 
@@ -24,11 +26,12 @@ class SftConfig:
     model: str
     """Model directory, its chat template inside."""
     data: list[Source]
-    """Instruction files: Alpaca, OpenAI messages, ShareGPT / BELLE conversations; JSON or JSONL."""
+    """Instruction files: Alpaca, pCLUE, translation pairs, BELLE, ShareGPT, OpenAI messages."""
     output: str
     """Run directory; an unfinished one is continued from its last checkpoint."""
     block_size: int = 1024
-    """Tokens per block; conversations are packed whole, longer ones dropped and counted."""
+    """Tokens per block; conversations are packed whole."""
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)
     embeddings: Embeddings = "none"
     """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
     body: Body = "lora"
@@ -55,18 +58,19 @@ def sft(config: SftConfig) -> None:
     check_block_size(config.block_size, model_dir)
     check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
     inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    inputs |= {f"evaluation{i}": Path(file) for i, file in enumerate(config.mixture.evaluation)}
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     if tokenizer.chat_template is None:
         raise UserError(
             f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
         )
     with run_directory(config, "sft", inputs) as result:
-        samples, table = encode_mixture(config.data, tokenizer, config.block_size)
-        print_table("Mixture", ["file", "format", "rows", "dropped", "tokens", "share"], table)
+        mixture = build_mixture(config.data, config.mixture, tokenizer, config.block_size)
+        print_mixture(mixture)
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        blocks = pack_conversations(samples, config.block_size, padding)
+        blocks = pack_conversations(mixture.samples, config.block_size, padding)
         outcome = train(config, model_dir, blocks)
-        result.update(outcome, mixture=table, blocks=len(blocks))
+        result.update(outcome, mixture=mixture.table, blocks=len(blocks))
     say(
-        f"{config.output}: {outcome['steps']} steps on {len(samples):,} conversations in {len(blocks):,} blocks"
+        f"{config.output}: {outcome['steps']} steps on {len(mixture.samples):,} conversations in {len(blocks):,} blocks"
     )
