@@ -34,7 +34,7 @@ LAYERS = (
     {"trainer"},
     {"training"},
     {"pretrain", "sft", "evaluate", "chat", "export"},
-    {"demo", "plan"},
+    {"demo", "plan", "mix"},
     {"cli"},
     {"__main__"},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, TrainingArguments
 
@@ -54,16 +55,9 @@ def sft(config: SftConfig) -> None:
     Raises:
         UserError: a file without one good row, no chat template, every conversation longer than a block.
     """
-    model_dir = artifact.require(config.model, "model", "--model")
+    model_dir, inputs, tokenizer = open_inputs(config)
     check_block_size(config.block_size, model_dir)
     check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
-    inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
-    inputs |= {f"evaluation{i}": Path(file) for i, file in enumerate(config.mixture.evaluation)}
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
-        )
     with run_directory(config, "sft", inputs) as result:
         mixture = build_mixture(config.data, config.mixture, tokenizer, config.block_size)
         print_mixture(mixture)
@@ -74,3 +68,20 @@ def sft(config: SftConfig) -> None:
     say(
         f"{config.output}: {outcome['steps']} steps on {len(mixture.samples):,} conversations in {len(blocks):,} blocks"
     )
+
+
+def open_inputs(config: SftConfig) -> tuple[Path, dict[str, Path], Any]:
+    """The model directory, every input by its name, and the model's tokenizer.
+
+    Raises:
+        UserError: no such model or file, a source that contradicts itself, no chat template.
+    """
+    model_dir = artifact.require(config.model, "model", "--model")
+    inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    inputs |= {f"evaluation{i}": Path(file) for i, file in enumerate(config.mixture.evaluation)}
+    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
+        )
+    return model_dir, inputs, tokenizer

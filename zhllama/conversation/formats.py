@@ -98,7 +98,7 @@ def from_messages(row: dict[str, Any]) -> list[Message]:
     """OpenAI `messages`: a list of `role` and `content`."""
     messages = [{"role": _role(m["role"]), "content": m["content"]} for m in row["messages"]]
     if any(message.get("weight", 1) != 1 for message in row["messages"]):
-        raise RowError("a message of weight 0")  # which asks not to learn it: that is a setting of the mixture
+        raise RowError("a message of weight 0")  # what is learnt is a setting of the mixture
     return messages
 
 
