@@ -128,9 +128,9 @@ def main(data: str, models: list[str]) -> None:
         size = file.stat().st_size / 1e6
     header = ["tokenizer", "way", "rows/s", "by row", "batched", "rows per CPU second", "by row", "batched"]
     note = (
-        f"{machine()}. {count:,} rows of alpaca_zh, alpaca_en and pCLUE ({size:.0f} MB, each {COPIES} times with a number "
-        f"in front); from the file to ids and mask, imports left out; medians of {ROUNDS} rounds, the ways taking turns. "
-        "The columns after each rate are its ratio to the two peers. Other work ran on the machine, so the columns of "
+        f"{machine()}. {count:,} rows of alpaca_zh, alpaca_en and pCLUE ({size:.0f} MB, each {COPIES} times with a "
+        f"number in front); from the file to ids and mask, imports left out; medians of {ROUNDS} rounds, the ways taking "
+        "turns. The columns after each rate are its ratio to the two peers. Other work ran on the machine, so the columns of "
         "CPU seconds are the steadier ones."
     )
     write_table("mixture", header, table, note)
