@@ -60,7 +60,8 @@ def prepare(folder: Path) -> None:
     from sentencepiece import sentencepiece_model_pb2
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from zhllama.conversation import Source, encode_mixture
+    from zhllama.conversation.mixture import build_mixture
+    from zhllama.conversation.source import MixtureSettings, Source
     from zhllama.tokenizer import write
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -78,7 +79,8 @@ def prepare(folder: Path) -> None:
     def encode(mixture: list[dict[str, str]]) -> Any:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in mixture]
         (folder / "mixture.jsonl").write_text("".join(lines), encoding="utf-8")
-        return encode_mixture([Source(str(folder / "mixture.jsonl"))], tokenizer, BLOCK)[0]
+        source = Source(str(folder / "mixture.jsonl"))
+        return build_mixture([source], MixtureSettings(similarity=1), tokenizer, BLOCK).samples
 
     chosen = rows()[:SAMPLES]
     samples = encode(chosen)

@@ -13,7 +13,7 @@ from zhllama import artifact
 from zhllama import chat as module
 from zhllama.chat import ChatConfig, Speaker, chat
 from zhllama.config import UserError
-from zhllama.conversation import Message
+from zhllama.conversation.formats import Message
 
 QUESTION: list[Message] = [{"role": "user", "content": "中国的首都是哪里？"}]
 

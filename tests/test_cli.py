@@ -28,14 +28,15 @@ LAYERS = (
     {"artifact", "terminal", "device"},
     {"page"},
     {"corpus"},
-    {"tokenizer", "conversation"},
+    {"tokenizer"},
+    {"conversation"},
     {"model", "prompts"},
     {"pack", "metrics", "checkpoint"},
     {"progress"},
     {"trainer"},
     {"training"},
     {"pretrain", "sft", "evaluate", "chat", "export", "pclue"},
-    {"demo", "plan", "scaling"},
+    {"demo", "plan", "mix", "scaling"},
     {"cli"},
     {"__main__"},
 )
@@ -103,7 +104,7 @@ def test_a_commands_help_names_every_setting(command: str, capsys: pytest.Captur
     flags = set()
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if field.name == "train":
+        if field.name == "train" and dataclasses.is_dataclass(hints["train"]):
             flags |= {f"--train.{name}" for name in SHOWN}
         elif dataclasses.is_dataclass(hints[field.name]):
             inner = dataclasses.fields(hints[field.name])

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from zhllama.config import UserError
 from zhllama.pack import encode
 from zhllama.pack.encode import encode_documents, encode_to_file
-from zhllama.tokenizer.load import Loaded, load
+from zhllama.tokenizer.load import PARALLEL, Loaded, load
 
 
 def words_tokenizer(size: int) -> Loaded:
@@ -70,9 +70,9 @@ def test_special_names_in_text_stay_text(extended_models: dict[str, Path], kind:
 def test_settings_are_as_before_even_after_an_error(
     monkeypatch: pytest.MonkeyPatch, model_dirs: dict[str, Path], kind: str, before: str | None
 ) -> None:
-    monkeypatch.delenv(encode.PARALLEL, raising=False)
+    monkeypatch.delenv(PARALLEL, raising=False)
     if before:
-        monkeypatch.setenv(encode.PARALLEL, before)
+        monkeypatch.setenv(PARALLEL, before)
     tokenizer = load(model_dirs[kind])
 
     def broken() -> object:
@@ -82,7 +82,7 @@ def test_settings_are_as_before_even_after_an_error(
     with pytest.raises(UserError, match="cut short"):
         list(encode_documents(broken(), tokenizer))  # type: ignore[arg-type]
     assert tokenizer.fast.encode_special_tokens is False
-    assert os.environ.get(encode.PARALLEL) == before
+    assert os.environ.get(PARALLEL) == before
 
 
 def test_tokenizer_without_eos(tmp_path: Path, sentencepiece_model_dir: Path) -> None:

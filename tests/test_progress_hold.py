@@ -3,12 +3,12 @@
 import pytest
 
 from zhllama.config import UserError
-from zhllama.conversation import Sample
+from zhllama.conversation.encode import Sample
 from zhllama.progress.hold import draw_short, first_prompt, hold_out
 
 
 def sample(number: int, reply: int = 2) -> Sample:
-    return [number, 7, *range(reply)], [False, False, *[True] * reply]
+    return Sample([number, 7, *range(reply)], [False, False, *[True] * reply])
 
 
 ROWS = [sample(number) for number in range(30)]
@@ -16,12 +16,12 @@ SOURCES = [("a/first.jsonl", 20), ("b/second.jsonl", 10)]
 
 
 def test_each_source_gives_so_many_rows_and_trains_on_the_others() -> None:
-    training, held = hold_out(ROWS, SOURCES, 3, seed=0)
+    left, held = hold_out(ROWS, SOURCES, 3, seed=0)
     assert {name: len(rows) for name, rows in held.items()} == {"first": 3, "second": 3}
     assert all(row in ROWS[:20] for row in held["first"])
     assert all(row in ROWS[20:] for row in held["second"])
     kept = [row for rows in held.values() for row in rows]
-    assert training == [row for row in ROWS if row not in kept]
+    assert [ROWS[row] for row in left] == [row for row in ROWS if row not in kept]
 
 
 def test_a_seed_draws_the_same_rows() -> None:
@@ -30,7 +30,9 @@ def test_a_seed_draws_the_same_rows() -> None:
 
 
 def test_copies_of_a_row_held_out_train_nowhere() -> None:
-    training, held = hold_out([*ROWS[:10], *ROWS[:10]], [("a.jsonl", 10), ("b.jsonl", 10)], 4, seed=0)
+    rows = [*ROWS[:10], *ROWS[:10]]
+    left, held = hold_out(rows, [("a.jsonl", 10), ("b.jsonl", 10)], 4, seed=0)
+    training = [rows[row] for row in left]
     kept = [row for rows in held.values() for row in rows]
     assert not any(row in kept for row in training)
     assert len({row[0][0] for row in kept} | {row[0][0] for row in training}) == 10
@@ -41,7 +43,7 @@ def test_sources_of_one_name_are_told_apart() -> None:
 
 
 def test_nothing_is_held_out_unless_asked() -> None:
-    assert hold_out(ROWS, SOURCES, 0, seed=0) == (ROWS, {})
+    assert hold_out(ROWS, SOURCES, 0, seed=0) == (list(range(30)), {})
 
 
 def test_a_source_with_too_few_rows() -> None:
@@ -57,7 +59,7 @@ def test_prompts_with_short_replies_are_asked() -> None:
     drawn = draw_short([*rows, *rows], 3, 4, seed=0)
     assert len({row[0][0] for row in drawn}) == 3
     assert all(row[0][0] <= 4 for row in drawn)
-    assert drawn == draw_short(rows, 3, 4, seed=0)
+    assert drawn == draw_short([*rows, *rows], 3, 4, seed=0)
 
 
 def test_where_no_reply_is_short_the_shortest_are_asked() -> None:

@@ -14,7 +14,8 @@ from zhllama.artifact import read_record
 from zhllama.chat import ChatConfig, Speaker
 from zhllama.cli import main
 from zhllama.config import UserError
-from zhllama.conversation import Source, encode_mixture
+from zhllama.conversation.mixture import build_mixture
+from zhllama.conversation.source import MixtureSettings, Source
 from zhllama.metrics import StepCallback, read_metrics
 from zhllama.model.adapter import LoraSettings
 from zhllama.model.trainable import load_trainable
@@ -24,10 +25,10 @@ from zhllama.progress.look import ProgressSettings, speaking, token_loss
 PROMPTS = ["天空是什么颜色？", "第3个问题：海是什么颜色？"]
 
 
-def write(file: Path, colour: str, count: int = 12) -> Path:
+def write(file: Path, colour: str) -> Path:
     rows = [
-        {"instruction": f"第{number}个问题：{file.stem}是什么颜色？", "output": f"{colour}。"}
-        for number in range(count)
+        {"instruction": f"第{number}个问题：{thing}边的{file.stem}是什么颜色？", "output": f"{colour}。"}
+        for number, thing in enumerate("天海湖河水山云花草木石土")
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     file.write_text("".join(lines), encoding="utf-8")
@@ -108,7 +109,8 @@ def test_a_loss_by_source_is_that_of_plain_transformers_row_by_row(
 ) -> None:
     directory = extended_models[kind]
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
-    samples, _ = encode_mixture([Source(str(file)) for file in files], tokenizer, 128)
+    mixture = build_mixture([Source(str(file)) for file in files], MixtureSettings(), tokenizer, 128)
+    samples = mixture.samples
     model = load_trainable(directory, "new", LoraSettings(rank=4, alpha=8), torch.float32)
     with speaking(model):
         found = token_loss(model, pack_conversations(samples, 128, tokenizer.eos_token_id))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zhllama.config import UserError
-from zhllama.conversation import Message
+from zhllama.conversation.formats import Message
 from zhllama.prompts import read_prompts
 
 QUESTION: list[Message] = [{"role": "user", "content": "中国的首都是哪里？"}]

@@ -14,7 +14,8 @@ import zhllama.scaling
 from zhllama.artifact import read_record
 from zhllama.cli import main
 from zhllama.config import UserError
-from zhllama.conversation import Message, encode
+from zhllama.conversation.encode import encode
+from zhllama.conversation.formats import Message
 from zhllama.scaling import ALL, ScaleDataConfig, read_questions
 
 QUESTIONS = [
@@ -97,7 +98,7 @@ def test_a_series_is_scored_by_task(
     assert found["math"] == pytest.approx(bits_per_character(base, QUESTIONS[1:3]), rel=1e-4)
     assert (output / "report" / "report.html").read_text(encoding="utf-8").count("<svg") == 2
     said = capsys.readouterr().out
-    assert "1 rows ask a question of the evaluation and are left out" in said
+    assert "left out 1 (occurs in an evaluation file: line" in said
     assert "1 questions are longer than block_size 256 and left out" in said
     small, large = ((output / f"rows-{n}.jsonl").read_text(encoding="utf-8").splitlines() for n in (4, 8))
     assert (len(small), large[:4]) == (4, small)

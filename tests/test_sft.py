@@ -18,8 +18,8 @@ from zhllama.tokenizer.template import shipped
 
 Rows = list[dict[str, Any]]
 QUESTIONS: Rows = [
-    {"instruction": f"第{number}个问题：天空是什么颜色？", "input": "", "output": "蓝色。"}
-    for number in range(12)
+    {"instruction": f"第{number}个问题：{thing}是什么颜色？", "input": "", "output": "蓝色。"}
+    for number, thing in enumerate("天海湖河水山云花草木石土")
 ]
 
 
@@ -66,6 +66,15 @@ def test_the_loss_falls_and_the_adapter_is_lora_alone(tmp_path: Path, flags: lis
     assert all("lora_" in key for key in adapter)
 
 
+def test_what_is_evaluated_is_not_learnt(tmp_path: Path, flags: list[str]) -> None:
+    file = write_rows(tmp_path / "evaluation.jsonl", [{"question": QUESTIONS[3]["instruction"]}])
+    main([*flags, "--mixture.evaluation", f'["{file}"]'])
+    record = read_record(tmp_path / "r")
+    found = {"occurs in an evaluation file": {"rows": 1, "lines": [4]}}
+    assert record["result"]["mixture"][0]["dropped"] == found
+    assert "evaluation0" in record["inputs"]
+
+
 def test_new_rows_train_where_asked(tmp_path: Path, flags: list[str]) -> None:
     main([*flags, "--embeddings", "new"])
     assert any("trainable_tokens" in key for key in load_file(tmp_path / "r" / "adapter_model.safetensors"))
@@ -76,7 +85,10 @@ def test_the_mixture_is_recorded(tmp_path: Path, flags: list[str]) -> None:
     other = write_rows(tmp_path / "chat.jsonl", [{"messages": messages}, {"messages": messages[:1]}])
     main([*flags, "--data", sources(other)])  # repeated, it adds to the mixture
     mixture = read_record(tmp_path / "r")["result"]["mixture"]
-    assert [row[1:4] for row in mixture] == [["alpaca", 12, 0], ["messages", 1, 1]]
+    assert [(row["format"], row["rows"], row["dropped"]) for row in mixture] == [
+        ("alpaca", 12, {}),
+        ("messages", 1, {"turns do not alternate": {"rows": 1, "lines": [2]}}),
+    ]
     assert {"data0", "data1", "model"} == set(read_record(tmp_path / "r")["inputs"])
 
 

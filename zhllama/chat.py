@@ -11,7 +11,7 @@ import torch
 
 from zhllama import artifact
 from zhllama.config import UserError, as_given
-from zhllama.conversation import Message
+from zhllama.conversation.formats import Message
 from zhllama.device import default_device, default_dtype
 from zhllama.model.merge import open_adapter
 from zhllama.model.reply import Reply, batches, end_ids, generate, room

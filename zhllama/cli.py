@@ -28,6 +28,7 @@ COMMANDS = {
         "recipe x model size x GPU x ZeRO -> memory, hours and money, nothing loaded",
     ),
     "pretrain": ("zhllama.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
+    "mix": ("zhllama.mix:mix", "preview the mixture of an sft recipe, nothing trained"),
     "sft": ("zhllama.sft:sft", "instruction tuning (python sft/run.py)"),
     "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
     "evaluate": ("zhllama.evaluate:evaluate", "bits per byte on your own text"),

@@ -82,7 +82,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     )
     parser.add_class_arguments(config_class, sub_configs=False)
     hints = typing.get_type_hints(config_class)
-    if "train" in hints:
+    if dataclasses.is_dataclass(hints.get("train")):
         _prepare_training_arguments(parser, hints["train"])
     defaults = getattr(config_class, "defaults", None)
     if defaults:  # what only the machine can tell, such as bf16

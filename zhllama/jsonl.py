@@ -13,7 +13,7 @@ Row = TypeVar("Row")
 
 
 def read_rows(file: Path, flag: str, form: Callable[[Any], Row], needed: str) -> list[Row]:
-    """What `form` makes of each row; a KeyError, TypeError or IndexError of it means a row of another shape.
+    """What `form` makes of each row; a KeyError, TypeError, IndexError or ValueError of it means a row of another shape.
 
     Raises:
         UserError: no such file, no row inside, not UTF-8, not JSON, or a row of another shape than `needed` says.
@@ -34,7 +34,7 @@ def read_rows(file: Path, flag: str, form: Callable[[Any], Row], needed: str) ->
             rows.append(form(json.loads(line)))
         except json.JSONDecodeError as problem:
             raise UserError(f"{flag} {file} line {number}: not JSON ({problem.msg})") from problem
-        except (KeyError, TypeError, IndexError) as problem:
+        except (KeyError, TypeError, IndexError, ValueError) as problem:
             raise UserError(f"{flag} {file} line {number}: {needed}") from problem
     if not rows:
         raise UserError(f"{flag} {file}: no row inside")

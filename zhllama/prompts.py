@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.config import UserError
-from zhllama.conversation import Message, from_alpaca, from_messages
+from zhllama.conversation.formats import Message, from_alpaca, from_messages
 from zhllama.jsonl import read_rows
 
 
@@ -46,7 +46,7 @@ def _prompt(row: dict[str, Any]) -> list[Message]:
     if "messages" in row:
         messages = from_messages(row)
     elif "instruction" in row:
-        messages = from_alpaca({**row, "output": ""})[:1]
+        messages = from_alpaca({**row, "output": ""})[:-1]
     else:  # pCLUE
         messages = [{"role": "user", "content": row["input"]}]
     if not all(isinstance(message["content"], str) for message in messages) or not messages:

@@ -18,7 +18,11 @@ from transformers import AutoTokenizer
 
 from zhllama import artifact
 from zhllama.config import UserError, parse
-from zhllama.conversation import Message, Source, encode, read_conversations
+from zhllama.conversation.encode import encode
+from zhllama.conversation.formats import Message
+from zhllama.conversation.mixture import remove_duplicates, remove_evaluation
+from zhllama.conversation.read import in_words, read_conversations
+from zhllama.conversation.source import MixtureSettings, Source
 from zhllama.evaluate import load_measured
 from zhllama.jsonl import read_rows
 from zhllama.model.reply import batches, end_ids, generate, room
@@ -83,8 +87,7 @@ def scale_data(config: ScaleDataConfig) -> None:
     """
     model_dir = artifact.require(config.model, "model", "--model")
     questions = read_questions(Path(config.evaluation))
-    asked = {messages[0]["content"] for _, messages in questions}
-    rows = shuffled_rows(config, asked)
+    rows = shuffled_rows(config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     runs = {count: output / f"rows-{count}" for count in config.rows}
@@ -140,12 +143,16 @@ def _question(row: Any) -> Question:
     return " ".join(task.split()), turns
 
 
-def shuffled_rows(config: ScaleDataConfig, asked: set[str]) -> list[list[Message]]:
-    """All conversations in an order that the seed decides, without those that ask a question of the evaluation."""
-    rows = [messages for source in config.data for messages in read_conversations(source.checked())[1]]
-    kept = [messages for messages in rows if not any(message["content"] in asked for message in messages)]
-    if len(kept) < len(rows):
-        say(f"{len(rows) - len(kept)} rows ask a question of the evaluation and are left out")
+def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
+    """All conversations in an order that the seed decides, but for repeats and what the evaluation asks."""
+    settings = MixtureSettings(evaluation=[config.evaluation])
+    files = [read_conversations(source.checked(), source.format) for source in config.data]
+    remove_evaluation(files, settings)
+    remove_duplicates(files, settings.similarity)
+    for source, file in zip(config.data, files, strict=True):
+        if found := file.dropped.found():
+            say(f"{source.file}: left out {in_words(found)}")
+    kept = [row.messages for file in files for row in file.rows]
     if len(kept) < config.rows[-1]:
         raise UserError(
             f"rows {config.rows[-1]}: the data has only {len(kept):,}; ask for fewer, or give more data"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, TrainingArguments
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.conversation import Source, encode_mixture
+from zhllama.conversation.mixture import build_mixture, print_mixture
+from zhllama.conversation.source import MixtureSettings, Source
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.begin import start_of
 from zhllama.model.prompt import AdaptionSettings, PrefixSettings
@@ -16,7 +19,7 @@ from zhllama.model.trainable import check_parts
 from zhllama.model.weights import check_block_size, read_config
 from zhllama.pack.conversations import pack_conversations
 from zhllama.progress.look import Progress, ProgressSettings
-from zhllama.terminal import print_table, say
+from zhllama.terminal import say
 from zhllama.tokenizer.load import load
 from zhllama.tokenizer.template import check_marks
 from zhllama.training import check_arguments, run_directory, train, training_defaults
@@ -29,11 +32,12 @@ class SftConfig:
     model: str
     """Model directory, its chat template inside."""
     data: list[Source]
-    """Instruction files: Alpaca, OpenAI messages, ShareGPT / BELLE conversations; JSON or JSONL."""
+    """Instruction files: Alpaca, pCLUE, translation pairs, BELLE, ShareGPT, OpenAI messages."""
     output: str
     """Run directory; an unfinished one is continued from its last checkpoint."""
     block_size: int = 1024
-    """Tokens per block; conversations are packed whole, longer ones dropped and counted."""
+    """Tokens per block; conversations are packed whole."""
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)
     embeddings: Embeddings = "none"
     """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
     body: Body = "lora"
@@ -65,15 +69,39 @@ def sft(config: SftConfig) -> None:
         UserError: a file without one good row, no chat template, every conversation longer than a block, prompts for
             a prefix to answer.
     """
-    model_dir = artifact.require(config.model, "model", "--model")
+    model_dir, inputs, tokenizer = open_inputs(config)
     check_block_size(config.block_size, model_dir)
     check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
     if config.body == "prefix" and (config.progress.prompts or config.progress.prompts_file):
         raise UserError(
             "progress.prompts: a prefix cannot answer while it trains; leave them out and use zhllama chat --adapter"
         )
-    inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
     inputs |= start_of(config)
+    with run_directory(config, "sft", inputs) as result:
+        mixture = build_mixture(config.data, config.mixture, tokenizer, config.block_size)
+        print_mixture(mixture)
+        positions = int(read_config(model_dir)["max_position_embeddings"])
+        progress = Progress(
+            config.progress, mixture, tokenizer, positions, config.block_size, config.train.seed
+        )
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        blocks = pack_conversations(progress.training, config.block_size, padding)
+        outcome = train(config, model_dir, blocks, progress)
+        result.update(outcome, mixture=mixture.table, blocks=len(blocks), **progress.result)
+    say(
+        f"{config.output}: {outcome['steps']} steps on {len(progress.training):,} conversations in {len(blocks):,} blocks"
+    )
+
+
+def open_inputs(config: SftConfig) -> tuple[Path, dict[str, Path], Any]:
+    """The model directory, every input by its name, and the model's tokenizer.
+
+    Raises:
+        UserError: no such model or file, a source that contradicts itself, no chat template.
+    """
+    model_dir = artifact.require(config.model, "model", "--model")
+    inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    inputs |= {f"evaluation{i}": Path(file) for i, file in enumerate(config.mixture.evaluation)}
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     if tokenizer.chat_template is None:
         raise UserError(
@@ -81,18 +109,4 @@ def sft(config: SftConfig) -> None:
         )
     loaded = load(model_dir, "--model")
     check_marks(tokenizer.chat_template, loaded.roles(), loaded.special_tokens(), f"--model {model_dir}")
-    with run_directory(config, "sft", inputs) as result:
-        samples, table = encode_mixture(config.data, tokenizer, config.block_size)
-        print_table("Mixture", ["file", "format", "rows", "dropped", "tokens", "share"], table)
-        rows = [(str(row[0]), int(str(row[2]))) for row in table]
-        positions = int(read_config(model_dir)["max_position_embeddings"])
-        progress = Progress(
-            config.progress, samples, rows, tokenizer, positions, config.block_size, config.train.seed
-        )
-        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        blocks = pack_conversations(progress.training, config.block_size, padding)
-        outcome = train(config, model_dir, blocks, progress)
-        result.update(outcome, mixture=table, blocks=len(blocks), **progress.result)
-    say(
-        f"{config.output}: {outcome['steps']} steps on {len(progress.training):,} conversations in {len(blocks):,} blocks"
-    )
+    return model_dir, inputs, tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from zhllama.pack.blocks import Blocks
 from zhllama.pack.fit import best_fit
 
 
-def pack_conversations(samples: Sequence[tuple[list[int], list[bool]]], size: int, padding: int) -> Blocks:
+def pack_conversations(samples: Sequence[tuple[Any, Any]], size: int, padding: int) -> Blocks:
     """Best-fit packing of whole samples (ids, which of them are learnt) into blocks; none is cut or truncated.
 
     What is left of a block's end is padding without loss.

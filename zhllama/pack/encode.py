@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zhllama.tokenizer.load import Loaded
+from zhllama.tokenizer.load import Loaded, own_threads
 
 BATCH = 1 << 18  # characters tokenised at a time
-PARALLEL = "TOKENIZERS_PARALLELISM"
 Batch = tuple[NDArray[Any], list[int]]
 
 
@@ -103,13 +101,10 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 @contextmanager
 def _ours(fast: Any) -> Iterator[None]:
     """Special tokens' names read as text, and no threads of the library's own, until the end."""
-    names, parallel = fast.encode_special_tokens, os.environ.get(PARALLEL)
+    names = fast.encode_special_tokens
     fast.encode_special_tokens = True
-    os.environ[PARALLEL] = "false"
     try:
-        yield
+        with own_threads():
+            yield
     finally:
         fast.encode_special_tokens = names
-        os.environ.pop(PARALLEL)
-        if parallel is not None:
-            os.environ[PARALLEL] = parallel

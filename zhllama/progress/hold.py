@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zhllama.config import UserError
-from zhllama.conversation import Sample
+from zhllama.conversation.encode import Sample
+
+LOOKED_AT = 4096
 
 
 def hold_out(
-    samples: list[Sample], sources: Sequence[tuple[str, int]], rows: int, seed: int
-) -> tuple[list[Sample], dict[str, list[Sample]]]:
-    """The samples left to train on, and `rows` of each source, drawn by seed.
+    samples: Sequence[Sample], sources: Sequence[tuple[str, int]], rows: int, seed: int
+) -> tuple[list[int], dict[str, list[Sample]]]:
+    """The numbers of the samples left to train on, and `rows` samples of each source, drawn by seed.
 
     A row held out trains nowhere: its copies in any source are left out as well.
 
@@ -23,43 +26,53 @@ def hold_out(
     Raises:
         UserError: fewer than twice as many different rows in a source.
     """
-    if not rows:
-        return samples, {}
     held: dict[str, list[Sample]] = {}
     taken: set[tuple[int, ...]] = set()
     at = 0
-    for file, count in sources:
-        different = list({tuple(ids): (ids, learnt) for ids, learnt in samples[at : at + count]}.values())
+    for file, count in sources if rows else ():
+        name, number = Path(file).stem, 1
+        while name in held:
+            number += 1
+            name = f"{Path(file).stem}-{number}"
+        different = _different(samples, range(at, at + count), 2 * rows, f"{seed} {name}")
         at += count
         if len(different) < 2 * rows:
             raise UserError(
                 f"progress.held_out {rows}: {file} has {len(different)} different rows, and at most half may be kept "
                 "from training"
             )
-        name, number = Path(file).stem, 1
-        while name in held:
-            number += 1
-            name = f"{Path(file).stem}-{number}"
-        held[name] = random.Random(f"{seed} {name}").sample(different, rows)
-        taken |= {tuple(ids) for ids, _ in held[name]}
-    return [sample for sample in samples if tuple(sample[0]) not in taken], held
+        held[name] = different[:rows]
+        taken |= {tuple(sample.ids) for sample in held[name]}
+    return [row for row, (ids, _) in enumerate(samples) if not taken or tuple(ids) not in taken], held
 
 
-def draw_short(samples: list[Sample], count: int, most: int, seed: int) -> list[Sample]:
-    """Different samples by seed, whose first reply has at most `most` tokens; the shortest where few are so short."""
-    different = list({tuple(first_prompt(sample)): sample for sample in samples}.values())
+def draw_short(samples: Sequence[Sample], count: int, most: int, seed: int) -> list[Sample]:
+    """Different samples by seed, whose first reply has at most `most` tokens; the shortest where few are so short.
+
+    Of many samples some thousand are looked at.
+    """
+    different = _different(samples, range(len(samples)), LOOKED_AT, f"{seed}")
     short = [sample for sample in different if _first_reply(sample) <= most]
-    if len(short) < count:
-        return sorted(different, key=_first_reply)[:count]
-    return random.Random(seed).sample(short, count)
+    return (short if len(short) >= count else sorted(different, key=_first_reply))[:count]
 
 
-def first_prompt(sample: Sample) -> list[int]:
+def _different(samples: Sequence[Sample], rows: range, most: int, seed: str) -> list[Sample]:
+    """At most so many samples of these rows, in drawn order, no two the same."""
+    found: dict[tuple[int, ...], Sample] = {}
+    for row in random.Random(seed).sample(rows, len(rows)):
+        sample = samples[row]
+        found.setdefault(tuple(sample.ids), sample)
+        if len(found) == most:
+            break
+    return list(found.values())
+
+
+def first_prompt(sample: tuple[Any, Any]) -> list[int]:
     """The ids before a conversation's first reply."""
     ids, learnt = sample
-    return ids[: learnt.index(True)]
+    return list(ids[: learnt.index(True)])
 
 
 def _first_reply(sample: Sample) -> int:
-    flags = sample[1][sample[1].index(True) :]
+    flags = sample.learnt[sample.learnt.index(True) :]
     return flags.index(False) if False in flags else len(flags)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from zhllama.config import UserError
-from zhllama.conversation import Message, Sample
+from zhllama.conversation.formats import Message
+from zhllama.conversation.mixture import Mixture
 from zhllama.model.loss import IGNORED
 from zhllama.model.reply import Reply, batches, end_ids, generate, room
 from zhllama.model.trainable import TrainableModel
@@ -68,8 +69,7 @@ class Progress:
     def __init__(
         self,
         settings: ProgressSettings,
-        samples: list[Sample],
-        sources: Sequence[tuple[str, int]],
+        mixture: Mixture,
         tokenizer: Any,
         positions: int,
         block_size: int,
@@ -82,10 +82,12 @@ class Progress:
         if settings.prompts_file is not None:
             self.messages += read_prompts(Path(settings.prompts_file), "progress.prompts_file")
         self.prompts = [encode_prompt(messages, tokenizer, positions) for messages in self.messages]
-        self.training, held = hold_out(samples, sources, settings.held_out, seed)
+        sources = [(source["file"], source["rows"]) for source in mixture.table]
+        kept, held = hold_out(mixture.samples, sources, settings.held_out, seed)
+        self.training = mixture.samples.select(kept)
         pad = tokenizer.eos_token_id
         self.held = {name: pack_conversations(rows, block_size, pad) for name, rows in held.items()}
-        asked = [row for rows in held.values() for row in rows] or samples
+        asked = [row for rows in held.values() for row in rows] or mixture.samples
         self.asked = draw_short(asked, settings.endings, settings.max_new_tokens // 2, seed)
         self.of_training = not held
         self.result: dict[str, Any] = {}

@@ -1,0 +1,1 @@
+"""Instruction files to token ids and a loss mask."""

@@ -1,0 +1,119 @@
+"""What must not be learnt because a model is measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zhllama.config import UserError
+from zhllama.conversation.duplicates import near_copies, plain, windows
+from zhllama.conversation.formats import FORMATS, Message, RowError, detect
+from zhllama.conversation.read import read_rows
+
+WIDTH = 10  # characters of a question from which on it is looked for inside of longer texts
+QUESTION_KEYS = ("question", "prompt", "instruction", "input", "text")
+TABLE = 20  # bits of a hash that a first look takes
+
+
+def read_questions(file: Path) -> list[str]:
+    """The texts of an evaluation file that a mixture must not hold, as `plain` has them.
+
+    Of instruction files these are the requests, of translation pairs both sides; else `question`, `prompt`,
+    `instruction` with `input`, `input` or `text` of a row; of a .txt each line.
+
+    Raises:
+        UserError: no such file, or no question in it.
+    """
+    if not file.is_file():
+        raise UserError(f"mixture.evaluation: no such file: {file}")
+    rows = [row for _, row in read_rows(file)]
+    name = None
+    if any(isinstance(row, dict) for row in rows):
+        name = _format(rows, file)
+    texts = [text for row in rows for text in _questions(row, name)]
+    questions = list(dict.fromkeys(filter(None, map(plain, texts))))
+    if not questions:
+        raise UserError(
+            f"mixture.evaluation {file}: no question in it; known are instruction files, rows with one of "
+            f"{', '.join(QUESTION_KEYS)}, and lines of .txt"
+        )
+    return questions
+
+
+def occurs(
+    questions: Sequence[str], conversations: Sequence[list[Message]], similarity: float
+) -> NDArray[Any]:
+    """(conversations,) bool: a request is or nearly is a question, or the text contains one of 10 characters or more.
+
+    Near is as `near_copies` has it, 1 leaves only the same.
+    """
+    asked = [
+        (place, plain(message["content"]))
+        for place, messages in enumerate(conversations)
+        for message in messages
+        if message["role"] == "user"
+    ]
+    known = set(questions)
+    found = _contains(
+        questions, [plain("".join(m["content"] for m in messages)) for messages in conversations]
+    )
+    for place, text in asked:
+        found[place] |= text in known
+    if similarity < 1:
+        near = near_copies([*questions, *(text for _, text in asked)], similarity, of=len(questions))
+        for request in np.flatnonzero(near[len(questions) :]).tolist():
+            found[asked[request][0]] = True
+    return found
+
+
+def _contains(questions: Sequence[str], texts: Sequence[str]) -> NDArray[Any]:
+    """(texts,) bool, which hold one of the questions that are long enough to look for."""
+    found = np.zeros(len(texts), dtype=bool)
+    long = [question for question in questions if len(question) >= WIDTH]
+    if not long or not texts:
+        return found
+    starts = windows([question[:WIDTH] for question in long], WIDTH)[:: 2 * WIDTH]
+    by_hash: dict[int, list[str]] = {}
+    for value, question in zip(starts.tolist(), long, strict=True):
+        by_hash.setdefault(value, []).append(question)
+    table = np.zeros(1 << TABLE, dtype=bool)
+    table[starts >> np.uint32(32 - TABLE)] = True
+    for place, text in enumerate(texts):
+        if len(text) < WIDTH:
+            continue
+        hashes = windows([text], WIDTH)[: len(text) - WIDTH + 1]
+        likely = hashes[table[hashes >> np.uint32(32 - TABLE)]]
+        found[place] = any(
+            question in text for value in likely.tolist() for question in by_hash.get(value, ())
+        )
+    return found
+
+
+def _format(rows: Sequence[Any], file: Path) -> str | None:
+    """The format of instructions that a file has, None where it has another."""
+    try:
+        return detect(rows, file)
+    except UserError:
+        return None
+
+
+def _questions(row: Any, name: str | None) -> list[str]:
+    if isinstance(row, str):
+        return [row]
+    if not isinstance(row, dict):
+        return []
+    if name == "translation":
+        return [side for side in (row.get("english"), row.get("chinese")) if isinstance(side, str)]
+    if name is not None:
+        try:
+            messages = FORMATS[name].read(row)
+        except (RowError, KeyError, TypeError, AttributeError):
+            return []
+        return [str(message["content"]) for message in messages if message["role"] == "user"]
+    if isinstance(row.get("instruction"), str):
+        return [f"{row['instruction']}\n{row.get('input') or ''}"]
+    return [value for key in QUESTION_KEYS if isinstance(value := row.get(key), str)][:1]
