@@ -6,14 +6,16 @@ DATA is the folder of alpaca_zh_demo.json, alpaca_en_demo.json and pCLUE_train_9
 chat template are read. Each way is a process of its own and starts from one file of `messages`; what is measured begins
 after its imports. The peers are `datasets.map` on two processes, nothing cached: row by row as TRL 1.16 prepares a
 conversation (the template twice, prompt and whole), and in batches as Chinese-LLaMA-Alpaca does (prompts and replies
-apart). Ours is measured with near-duplicates looked for, which no peer does, and without. No way drops a row: the copies
-that make the file large would go at the default similarity of 0.8, so 0.9999 is searched for, which is the same work.
+apart). Ours is measured with near-duplicates looked for, which no peer does, and without. No way drops a row: the default
+similarity of 0.8 would drop some of the copies that make the file large, so 0.9999 is searched for, the same work.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import statistics
 import subprocess
 import sys
@@ -30,16 +32,26 @@ WAYS = ("map, row by row", "map, batched", "ours, near-duplicates too", "ours, e
 
 
 def write_rows(data: Path, file: Path) -> int:
-    """Every conversation COPIES times as `messages`, the copies made different by a number in front of both texts."""
+    """Every conversation COPIES times as `messages`; copies are numbered, and half of their sentences are others' own."""
     from zhllama.conversation.read import read_conversations
 
     talks = [row.messages for name in FILES for row in read_conversations(data / name).rows]
+    cut = re.compile(r"[^。！？.!?\n]+[。！？.!?\n]*")
+    sentences = [part for talk in talks for message in talk for part in cut.findall(message["content"])]
+    drawn = random.Random(0)
+
+    def varied(text: str, number: int) -> str:
+        parts = (part if drawn.random() < 0.5 else drawn.choice(sentences) for part in cut.findall(text))
+        return f"{number}. {''.join(parts)}"
+
     with file.open("w", encoding="utf-8") as stream:
         for copy in range(COPIES):
-            for number, (asked, answered) in enumerate(talks):
-                mark = f"{copy * len(talks) + number}. " if copy else ""
-                asked, answered = (m | {"content": mark + m["content"]} for m in (asked, answered))
-                stream.write(json.dumps({"messages": [asked, answered]}, ensure_ascii=False) + "\n")
+            for place, talk in enumerate(talks):
+                number = copy * len(talks) + place
+                messages = [
+                    m | {"content": varied(m["content"], number) if copy else m["content"]} for m in talk
+                ]
+                stream.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
     return COPIES * len(talks)
 
 
@@ -132,9 +144,10 @@ def main(data: str, models: list[str]) -> None:
         size = file.stat().st_size / 1e6
     header = ["tokenizer", "way", "rows/s", "by row", "batched", "rows per CPU second", "by row", "batched"]
     note = (
-        f"{machine()}. {count:,} rows of alpaca_zh, alpaca_en and pCLUE ({size:.0f} MB, each {COPIES} times with a "
-        f"number in front); from the file to ids and mask, imports left out; medians of {ROUNDS} rounds, the ways taking "
-        "turns. The columns after each rate are its ratio to the two peers; those of CPU seconds are the steadier ones."
+        f"{machine()}. {count:,} rows of alpaca_zh, alpaca_en and pCLUE ({size:.0f} MB, each {COPIES} times, numbered "
+        "and with half of their sentences exchanged); from the file to ids and mask, imports left out; medians of "
+        f"{ROUNDS} rounds, the ways taking turns. The columns after each rate are its ratio to the two peers; those of "
+        "CPU seconds are the steadier ones."
     )
     write_table("mixture", header, table, note)
 
