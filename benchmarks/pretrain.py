@@ -3,18 +3,16 @@
 python benchmarks/pretrain.py [PYTHON]     PYTHON: the interpreter of an environment with llamafactory in it
 
 One model (12 layers x 576, random weights, LLaMA's tokenizer grown to 55,296 rows, untied), one text (People's
-Daily), the same LoRA and batch; each way trains in a process of its own, the ways taking turns. Needs ../shared/data.
+Daily), the same LoRA and batch; each way trains in a process of its own. All of them are loaded, and take turns step by
+step, so that a machine that is slow for a while is slow for each. Needs ../shared/data.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,7 @@ LLAMA = ROOT.parent / "shared" / "data" / "llama-tokenizer.model"
 SIZE = 23_295  # with the pad token 23,296 rows, as Chinese-LLaMA-2 has
 SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9,
          "num_key_value_heads": 3, "max_position_embeddings": 2048}  # fmt: skip
-BATCH, BLOCK, STEPS, WARM = 2, 512, 10, 3
-ROUNDS = 3
+BATCH, BLOCK, STEPS, WARM = 2, 512, 15, 3
 RANK, ALPHA = 64, 128
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WAYS = {
@@ -84,9 +81,8 @@ def arguments(dtype: str) -> dict[str, Any]:
     }
 
 
-def by_zhllama(folder: Path, output: Path, dtype: str) -> list[float]:
+def by_zhllama(folder: Path, output: Path, dtype: str) -> None:
     from zhllama.config import parse
-    from zhllama.metrics import read_metrics
     from zhllama.pretrain import PretrainConfig, pretrain
 
     flags = ["--model", str(folder / "model"), "--tokens", str(folder / "tokens"), "--output", str(output)]
@@ -95,21 +91,14 @@ def by_zhllama(folder: Path, output: Path, dtype: str) -> list[float]:
     flags += ["--lora.rank", str(RANK), "--lora.alpha", str(ALPHA)]
     started()
     pretrain(parse("pretrain", PretrainConfig, flags))
-    return [line["seconds"] for line in read_metrics(output / "metrics.jsonl")]
 
 
-def by_peft(folder: Path, output: Path, dtype: str, way: str) -> list[float]:
+def by_peft(folder: Path, output: Path, dtype: str, way: str) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
     from zhllama.pack.blocks import Blocks
-
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
 
     blocks = Blocks.open(folder / "tokens")
     samples = [torch.from_numpy(blocks.ids[i].astype("int64")) for i in range(BATCH * STEPS)]
@@ -124,19 +113,11 @@ def by_peft(folder: Path, output: Path, dtype: str, way: str) -> list[float]:
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM", **more)
     settings = TrainingArguments(str(output), **arguments(dtype))
     data = [{"input_ids": ids, "labels": ids} for ids in samples]
-    Trainer(get_peft_model(model, lora), settings, train_dataset=data, callbacks=[Clock()]).train()
-    return times
+    Trainer(get_peft_model(model, lora), settings, train_dataset=data).train()
 
 
-def by_llamafactory(folder: Path, output: Path, dtype: str) -> list[float]:
+def by_llamafactory(folder: Path, output: Path, dtype: str) -> None:
     from llamafactory.train.tuner import run_exp
-    from transformers import TrainerCallback
-
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
 
     started()
     settings = {"model_name_or_path": str(folder / "model"), "stage": "pt", "do_train": True, "finetuning_type": "lora",
@@ -148,8 +129,7 @@ def by_llamafactory(folder: Path, output: Path, dtype: str) -> list[float]:
     settings["warmup_ratio"] = settings.pop("warmup_steps") * 1.0
     if dtype == "fp32":
         settings["infer_dtype"] = "float32"
-    run_exp(settings, callbacks=[Clock()])
-    return times
+    run_exp(settings)
 
 
 def started() -> None:
@@ -162,30 +142,23 @@ def started() -> None:
 BARE = 0.0
 
 
-def measure(way: str, dtype: str, folder: Path) -> None:
-    """In a process of its own: seconds per step after the warm ones, peak megabytes above the imports."""
-    import torch
+def train(way: str, dtype: str, folder: Path) -> None:
+    """In a process of its own: a step at each line of input, at last the peak megabytes above the imports."""
+    from turns import done, take_turns
 
+    take_turns()
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "run"
         if way == "zhllama":
             import zhllama.training
 
             assert zhllama.training
-            times = by_zhllama(folder, output, dtype)
+            by_zhllama(folder, output, dtype)
         elif way == "llamafactory":
-            times = by_llamafactory(folder, output, dtype)
+            by_llamafactory(folder, output, dtype)
         else:
-            times = by_peft(folder, output, dtype, way)
-    steps = [after - before for before, after in zip(times[WARM - 1 :], times[WARM:], strict=False)]
-    found = {"step": statistics.median(steps), "peak": memory("VmHWM") - BARE}
-    if way == "zhllama":
-        from zhllama.device import matmul_peak
-
-        found["flops"] = matmul_peak(
-            torch.bfloat16 if dtype == "bf16" else torch.float32, torch.device("cpu")
-        )
-    print("RESULT " + json.dumps(found))
+            by_peft(folder, output, dtype, way)
+    done(memory("VmHWM") - BARE)
 
 
 def needed(folder: Path) -> float:
@@ -200,64 +173,72 @@ def needed(folder: Path) -> float:
     return flops_of(load_trainable(folder / "model", "new", lora, torch.float32), BLOCK)
 
 
+def measure(dtype: str, ways: dict[str, str], folder: str, operations: float) -> list[list[object]]:
+    """The rows of one precision: each ratio is the median of the ratios of single rounds."""
+    import torch
+    from turns import Run
+
+    from zhllama.device import matmul_peak
+
+    runs = {}
+    for way, python in ways.items():
+        command = [python, __file__, "--way", way, dtype, folder]
+        runs[way] = Run(command, Path(folder) / f"{way}-{dtype}.log")
+    peaks = []
+    for number in range(STEPS):
+        for run in runs.values():
+            run.step()
+        peaks.append(matmul_peak(torch.bfloat16 if dtype == "bf16" else torch.float32, torch.device("cpu")))
+        print(dtype, number, *(f"{run.steps[-1]:.2f}" for run in runs.values()), flush=True)
+
+    def median(numbers: Any) -> float:
+        return statistics.median(list(numbers)[WARM:])
+
+    def faster(way: str) -> float:
+        return median(theirs / our for theirs, our in zip(runs[way].steps, ours.steps, strict=True))
+
+    ours = runs["zhllama"]
+    rows: list[list[object]] = []
+    for way, run in runs.items():
+        share = median(
+            operations * BATCH * BLOCK / step / peak for step, peak in zip(run.steps, peaks, strict=True)
+        )
+        rows.append([dtype, WAYS[way], f"{BATCH * BLOCK / median(run.steps):.0f}", f"{faster(way):.2f}",
+                     f"{run.result:.0f}", f"{ours.result / run.result:.2f}", f"{share:.0%}"])  # fmt: skip
+    peers = [way for way in runs if way != "zhllama"]
+    best, smallest = min(map(faster, peers)), min(runs[way].result for way in peers)
+    last = [
+        dtype,
+        "zhllama against the best of them",
+        "",
+        f"{best:.2f}",
+        "",
+        f"{ours.result / smallest:.2f}",
+        "",
+    ]
+    return [*rows, last]
+
+
 def main(llamafactory: str | None) -> None:
     from table import machine, write_table
 
-    ways = {way: name for way, name in WAYS.items() if way != "llamafactory" or llamafactory}
-    rows = []
+    ways = dict.fromkeys(WAYS, sys.executable)
+    if llamafactory:
+        ways["llamafactory"] = llamafactory
+    else:
+        del ways["llamafactory"]
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
         operations = needed(Path(name))
-        for dtype in ("bf16", "fp32"):
-            found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-            for _ in range(ROUNDS):
-                for way, results in found.items():
-                    python = str(llamafactory) if way == "llamafactory" else sys.executable
-                    command = [python, __file__, "--way", way, dtype, name]
-                    done = subprocess.run(
-                        command, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "off"}
-                    )
-                    if done.returncode:
-                        raise SystemExit(f"{way} {dtype}: {done.stderr[-3000:]}")
-                    results.append(json.loads(done.stdout.partition("RESULT ")[2].splitlines()[0]))
-            medians = {
-                way: {key: statistics.median(result[key] for result in results) for key in results[0]}
-                for way, results in found.items()
-            }
-            speeds = {way: BATCH * BLOCK / median["step"] for way, median in medians.items()}
-            ours = medians["zhllama"]
-            for way, label in ways.items():
-                ratio = speeds["zhllama"] / speeds[way]
-                lean = ours["peak"] / medians[way]["peak"]
-                rows.append(
-                    [
-                        dtype,
-                        label,
-                        f"{speeds[way]:.0f}",
-                        f"{ratio:.2f}",
-                        f"{medians[way]['peak']:.0f}",
-                        f"{lean:.2f}",
-                        f"{operations * speeds[way] / ours['flops']:.0%}",
-                    ]
-                )
-            best = max(speed for way, speed in speeds.items() if way != "zhllama")
-            smallest = min(median["peak"] for way, median in medians.items() if way != "zhllama")
-            rows.append([dtype, "zhllama against the best of them", "", f"{speeds['zhllama'] / best:.2f}", "",
-                         f"{ours['peak'] / smallest:.2f}", ""])  # fmt: skip
-    header = [
-        "precision",
-        "way",
-        "tokens/s",
-        "zhllama is faster by",
-        "peak MB above imports",
-        "zhllama needs, as a share",
-        "of the matmul peak",
-    ]
+        rows = [row for dtype in ("bf16", "fp32") for row in measure(dtype, ways, name, operations)]
+    header = ["precision", "way", "tokens/s", "zhllama is faster by", "peak MB above imports",
+              "zhllama needs, as a share", "of the matmul peak"]  # fmt: skip
     note = (
         f"{machine()}. {SHAPE['num_hidden_layers']} layers x {SHAPE['hidden_size']}, 55,296 rows, untied, LoRA rank "
-        f"{RANK} on all linears; {BATCH} x {BLOCK} tokens a step, medians of {ROUNDS} runs of {STEPS - WARM} steps that "
-        "take turns. Of the matmul peak: the operations that the run needs (new rows trained, nothing recomputed), as a "
-        "share of what torch's best of six products of 768 x 768 reaches in the same precision. "
+        f"{RANK} on all linears; {BATCH} x {BLOCK} tokens a step; the ways take turns step by step, medians of "
+        f"{STEPS - WARM} rounds, of a ratio the median of the rounds' own. Of the matmul peak: the operations that the "
+        "run needs (new rows trained, nothing recomputed), as a share of what torch's best of six products of 768 x 768 "
+        "reached in the same precision after each round. "
         "Targets: 1.3 times the best peer's tokens in bf16, 1.15 in fp32, 0.6 times the memory, 60% of the peak."
     )
     write_table("pretrain", header, rows, note)
@@ -265,6 +246,6 @@ def main(llamafactory: str | None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--way"]:
-        measure(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+        train(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
     else:
         main(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -4,7 +4,7 @@ python benchmarks/sft.py [PYTHON]     PYTHON: the interpreter of an environment 
 
 One model (12 layers x 576, random weights, Chinese-LLaMA-2's tokenizer of 55,296 pieces, untied), one mixture
 (alpaca_zh, alpaca_en, pCLUE), the same token ids, LoRA and samples a step; each way trains one epoch in a process of
-its own, the ways taking turns. Needs ../shared/data.
+its own, the ways taking turns step by step. Needs ../shared/data.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,6 @@ BLOCKS = 3  # of 1,024 tokens: about 17 samples a step, packed
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 RANK, ALPHA = 8, 16
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Time = tuple[float, float]  # of the clock, of this process's CPU
-Speed = list[float]
 WAYS = {
     "zhllama": "zhllama, packed",
     "padded": "Trainer, padded collator, micro-batch 8 (alpaca-lora, BELLE)",
@@ -96,6 +92,7 @@ def facts(samples: list[tuple[list[int], list[bool]]]) -> dict[str, float]:
     )
     learnt = sum(sum(flags) for _, flags in samples)
     return {
+        "samples": len(lengths),
         "mean": statistics.fmean(lengths),
         "waste": padded / sum(lengths),
         "learnt": learnt / sum(lengths),
@@ -116,29 +113,8 @@ def arguments() -> dict[str, Any]:
     }
 
 
-def clock(times: list[Time]) -> Any:
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(now())
-
-    return Clock()
-
-
-def now() -> Time:
-    return time.perf_counter(), time.process_time()
-
-
-def speed(times: list[Time], items: int, each: int, samples: int) -> Speed:
-    """Samples a second and a CPU second after the first step; `items` are blocks or rows, `each` of them a step."""
-    done = samples * (items - each) / items
-    return [done / (last - first) for first, last in zip(times[0], times[-1], strict=True)]
-
-
-def by_zhllama(folder: Path, output: Path, count: int) -> Speed:
+def by_zhllama(folder: Path, output: Path) -> int:
     from zhllama.config import parse
-    from zhllama.metrics import StepCallback
     from zhllama.sft import SftConfig, sft
 
     flags = ["--model", str(folder / "model"), "--output", str(output), "--block-size", str(BLOCK)]
@@ -147,17 +123,8 @@ def by_zhllama(folder: Path, output: Path, count: int) -> Speed:
     flags += ["--lora.rank", str(RANK), "--lora.alpha", str(ALPHA)]
     for name, value in (arguments() | {"per_device_train_batch_size": BLOCKS}).items():
         flags += [f"--train.{name}", str(value).lower()]
-    times: list[Time] = []
-    look = StepCallback.on_step_end
-
-    def note(self: StepCallback, *given: Any, **named: Any) -> None:
-        times.append(now())
-        look(self, *given, **named)
-
-    StepCallback.on_step_end = note  # type: ignore[method-assign]
     sft(parse("sft", SftConfig, flags))
-    blocks = json.loads((output / "run.json").read_text(encoding="utf-8"))["result"]["blocks"]
-    return speed(times, blocks, BLOCKS, count)
+    return int(json.loads((output / "run.json").read_text(encoding="utf-8"))["result"]["blocks"])
 
 
 def lora(model: Any) -> Any:
@@ -167,12 +134,11 @@ def lora(model: Any) -> Any:
     return get_peft_model(model, settings)
 
 
-def by_padded(folder: Path, output: Path, ids: list[dict[str, list[int]]]) -> Speed:
+def by_padded(folder: Path, output: Path, ids: list[dict[str, list[int]]]) -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer
     from transformers import TrainingArguments as Settings
 
-    times: list[Time] = []
     data = [{"input_ids": row["input_ids"], "labels": labels(row)} for row in ids]
     model = lora(AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32))
     settings = Settings(str(output), per_device_train_batch_size=MICRO, gradient_accumulation_steps=ACCUMULATION,
@@ -181,8 +147,8 @@ def by_padded(folder: Path, output: Path, ids: list[dict[str, list[int]]]) -> Sp
     collator = DataCollatorForSeq2Seq(
         tokenizer, pad_to_multiple_of=8, padding=True
     )  # as alpaca-lora's finetune.py
-    Trainer(model, settings, data_collator=collator, train_dataset=data, callbacks=[clock(times)]).train()
-    return speed(times, len(ids), MICRO * ACCUMULATION, len(ids))
+    Trainer(model, settings, data_collator=collator, train_dataset=data).train()
+    return len(ids)
 
 
 def labels(row: dict[str, list[int]]) -> list[int]:
@@ -192,33 +158,54 @@ def labels(row: dict[str, list[int]]) -> list[int]:
     ]
 
 
-def by_trl(folder: Path, output: Path, ids: list[dict[str, list[int]]]) -> Speed:
+def by_trl(folder: Path, output: Path, ids: list[dict[str, list[int]]]) -> int:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    times: list[Time] = []
     model = lora(AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32))
     settings = SFTConfig(str(output), packing=True, max_length=BLOCK, per_device_train_batch_size=BLOCKS,
                          gradient_checkpointing=False, **arguments())  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    trainer = SFTTrainer(model, settings, train_dataset=Dataset.from_list(ids), processing_class=tokenizer,
-                         callbacks=[clock(times)])  # fmt: skip
+    trainer = SFTTrainer(model, settings, train_dataset=Dataset.from_list(ids), processing_class=tokenizer)
     trainer.train()
-    return speed(times, len(trainer.train_dataset), BLOCKS, len(ids))
+    return len(trainer.train_dataset)
 
 
-def measure(way: str, folder: Path) -> None:
-    """In a process of its own: samples a second, and a CPU second."""
+def train(way: str, folder: Path) -> None:
+    """In a process of its own: a step at each line of input, at last how many blocks or rows there are."""
+    from turns import done, take_turns
+
+    take_turns()
     ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "run"
         if way == "zhllama":
-            found = by_zhllama(folder, output, len(ids))
+            items = by_zhllama(folder, output)
         else:
-            found = (by_padded if way == "padded" else by_trl)(folder, output, ids)
-    print("RESULT " + json.dumps(found))
+            items = (by_padded if way == "padded" else by_trl)(folder, output, ids)
+    done(items)
+
+
+def measure(ways: dict[str, str], folder: str) -> dict[str, float]:
+    """Samples a second of each way after its first step."""
+    from turns import Run
+
+    runs = {
+        way: Run([python, __file__, "--way", way, folder], Path(folder) / f"{way}.log")
+        for way, python in ways.items()
+    }
+    while any(run.result is None for run in runs.values()):
+        for run in runs.values():
+            run.step()
+        print(*(f"{len(run.steps)}: {run.steps[-1]:.2f}" for run in runs.values()), flush=True)
+    samples = json.loads((Path(folder) / "facts.json").read_text(encoding="utf-8"))["samples"]
+    speeds = {}
+    for way, run in runs.items():
+        each = MICRO * ACCUMULATION if way == "padded" else BLOCKS
+        speeds[way] = samples * (run.result - each) / run.result / sum(run.steps[1:])
+    return speeds
 
 
 def losses(folder: Path) -> tuple[float, float]:
@@ -267,56 +254,39 @@ def losses(folder: Path) -> tuple[float, float]:
 def main(trl: str | None) -> None:
     from table import machine, write_table
 
-    ways = {way: name for way, name in WAYS.items() if way != "trl" or trl}
-    found: dict[str, list[Speed]] = {way: [] for way in ways}
+    ways = dict.fromkeys(WAYS, sys.executable)
+    if trl:
+        ways["trl"] = trl
+    else:
+        del ways["trl"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        for turn in range(ROUNDS):
-            for way, results in found.items():
-                python = str(trl) if way == "trl" else sys.executable
-                done = subprocess.run([python, __file__, "--way", way, name], capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(f"{way}: {done.stderr[-3000:]}")
-                results.append(json.loads(done.stdout.partition("RESULT ")[2].splitlines()[0]))
-                print(
-                    f"round {turn + 1}, {way}: {results[-1][0]:.2f} samples/s, {results[-1][1]:.2f} a CPU second",
-                    flush=True,
-                )
+        rounds = [measure(ways, name) for _ in range(ROUNDS)]
         packed, alone = losses(folder)
         about = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    table = []
-    for way, label in ways.items():
-        row = [label]
-        for kind in (0, 1):
-            ratios = [
-                mine[kind] / theirs[kind] for mine, theirs in zip(found["zhllama"], found[way], strict=True)
-            ]
-            row.append(f"{statistics.median(result[kind] for result in found[way]):.2f}")
-            row.append(f"{statistics.median(ratios):.2f}")
-        table.append(row)
+    table: list[list[object]] = []
+    for way in ways:
+        ratio = statistics.median(speeds["zhllama"] / speeds[way] for speeds in rounds)
+        table.append(
+            [WAYS[way], f"{statistics.median(speeds[way] for speeds in rounds):.2f}", f"{ratio:.2f}"]
+        )
     table.append(["loss per reply token: zhllama packed, transformers + peft one sample at a time",
-                  f"{packed:.6f}, {alone:.6f}", f"differ by {abs(packed - alone):.1e}", "", ""])  # fmt: skip
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
+                  f"{packed:.6f}, {alone:.6f}", f"differ by {abs(packed - alone):.1e}"])  # fmt: skip
     note = (
-        f"{machine()}, {threads} threads a way, on a machine shared with other work. {SHAPE['num_hidden_layers']} layers "
-        f"x {SHAPE['hidden_size']}, 55,296 rows, untied, float32, LoRA rank {RANK} on all linears. {SAMPLES} rows of "
-        f"alpaca_zh, alpaca_en and pCLUE, {about['mean']:.0f} tokens a sample, {about['learnt']:.0%} of them learnt; "
-        f"padding to the longest of {MICRO} costs {about['waste']:.2f} times the tokens. {MICRO * ACCUMULATION} samples "
-        f"a step padded, {BLOCKS} blocks of {BLOCK:,} packed; one epoch without its first step, {ROUNDS} rounds in "
-        "turns: median speed, median of the rounds' ratios; on a busy machine CPU seconds are fairer. The pCLUE rows "
-        "were turned into Alpaca's form here. Targets: 2.5 times the padded collator, 1.3 times TRL, losses within 1e-4."
+        f"{machine()}. {SHAPE['num_hidden_layers']} layers x {SHAPE['hidden_size']}, 55,296 rows, untied, float32, LoRA "
+        f"rank {RANK} on all linears. {about['samples']:.0f} rows of alpaca_zh, alpaca_en and pCLUE, "
+        f"{about['mean']:.0f} tokens a sample, {about['learnt']:.0%} of them learnt; padding to the longest of {MICRO} "
+        f"costs {about['waste']:.2f} times the tokens. {MICRO * ACCUMULATION} samples a step padded, {BLOCKS} blocks of "
+        f"{BLOCK:,} packed; one epoch without its first step, {ROUNDS} times: median speed, median of the ratios. The "
+        "pCLUE rows were turned into Alpaca's form here. Targets: 2.5 times the padded collator, 1.3 times TRL, losses "
+        "within 1e-4."
     )
-    write_table(
-        "sft",
-        ["way", "samples/s", "zhllama is faster by", "samples a CPU second", "zhllama needs less by"],
-        table,
-        note,
-    )
+    write_table("sft", ["way", "samples/s", "zhllama is faster by"], table, note)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--way"]:
-        measure(sys.argv[2], Path(sys.argv[3]))
+        train(sys.argv[2], Path(sys.argv[3]))
     else:
         main(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -1,6 +1,7 @@
 """Directories: finished or not, what a fingerprint covers, and every refusal."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import save_file
 
 from zhllama import artifact
 from zhllama.artifact import (
@@ -416,3 +419,15 @@ def test_json_cut_short_does_not_reach_the_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         write_json(file, {"a": 2})
     assert json.loads(file.read_text(encoding="utf-8")) == {"a": 1}
+
+
+def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path: Path, source: Path) -> None:
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        output = tmp_path / f"{umask}"
+        before = os.umask(umask)
+        try:
+            with create(output, "model", "merge-adapter", Settings(), {"corpus": source}) as run:
+                save_file({"a": torch.zeros(2)}, run.path / "model.safetensors")
+        finally:
+            os.umask(before)
+        assert (output / "model.safetensors").stat().st_mode & 0o777 == mode

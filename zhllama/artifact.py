@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import time
@@ -95,9 +96,19 @@ def create(
         if not continued and not any(path.glob("checkpoint-*")):  # hours of work are not half-written
             shutil.rmtree(path)
         raise
+    _grant_by_umask(path)
     record["seconds"] = round(time.monotonic() - begun, 1)
     record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
     write_json(path / RUN_FILE, record)
+
+
+def _grant_by_umask(path: Path) -> None:
+    """Give files that only their owner can read what the umask grants: safetensors makes its own so, under any umask."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in path.rglob("*"):
+        if file.is_file() and not file.stat().st_mode & 0o077:
+            file.chmod(0o666 & ~umask)
 
 
 def check_resumable(output: str | Path, command: str, inputs: Mapping[str, str | Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / best
 
 
+@functools.cache
 def prefers_bf16() -> bool:
     """Whether this machine multiplies bfloat16 faster than float32.
 
@@ -37,6 +39,14 @@ def prefers_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     intel = "Intel" in str(capabilities.get("cpu_name", ""))
     return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and not intel))
+
+
+def product_dtype(dtype: torch.dtype, kind: str) -> torch.dtype:
+    """The precision to multiply matrices of `dtype` in: float32 for bfloat16 where a CPU is slower at it, else their own.
+
+    They stay stored as they are; what is converted for a product is no more than the product writes.
+    """
+    return torch.float32 if kind == "cpu" and dtype == torch.bfloat16 and not prefers_bf16() else dtype
 
 
 def default_dtype() -> torch.dtype:

@@ -1,7 +1,8 @@
 """Freed memory goes back to the machine while a model trains on CPU.
 
 glibc's heap keeps what is freed, and its holes seldom fit the next aligned tensor: measured on 12 layers x 576, a run
-held 300 MB more than was alive at its peak. A trim takes some milliseconds.
+held 300 MB more than was alive at its peak, in the loss. A trim between layers too gave 40 MB of 1,390 more and cost
+a tenth of the speed, as every page comes back empty.
 """
 
 from __future__ import annotations
@@ -11,13 +12,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
 
-LAYERS = 3  # between two trims: more often costs time and was measured to give no more back
-
-
-def trim_between_layers(base: Any) -> None:
-    """Hook trims into forward and backward pass of a causal language model: every few layers, and before the loss.
+def trim_before_loss(base: Any) -> None:
+    """Hook a trim into a causal language model, before what follows its layers.
 
     Does nothing where the C library has no `malloc_trim` (only glibc has).
     """
@@ -28,13 +25,6 @@ def trim_between_layers(base: Any) -> None:
     def before(*_: object) -> None:
         trim(0)
 
-    def after(_layer: object, _given: object, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(before)  # type: ignore[no-untyped-call]
-
-    for layer in base.get_decoder().layers[::LAYERS]:
-        layer.register_forward_pre_hook(before)
-        layer.register_forward_hook(after)
     base.get_output_embeddings().register_forward_pre_hook(before)
 
 

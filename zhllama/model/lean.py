@@ -8,6 +8,7 @@ and a third of what a layer would keep.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zhllama.device import product_dtype
 
 
 def make_lean(model: nn.Module) -> None:
@@ -45,14 +48,29 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-# The attribute of a norm's or gate's result that says how to make it again: a function and its tensors. LoRA keeps
+# The attribute of a norm's or gate's result that says how to make it again: a `_Maker` and its tensors. LoRA keeps
 # these, which the norm or gate keeps anyway, instead of the result.
 MADE_BY = "made_by"
 
 
+class _Maker:
+    """Makes a result again for the LoRA layers that share it: once, and keeps it while one of them still wants it."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.users = 0
+        self.made: Tensor | None = None
+
+    def __call__(self, *kept: Tensor) -> Tensor:
+        made = self.function(*kept) if self.made is None else self.made
+        self.users -= 1
+        self.made = made if self.users > 0 else None
+        return made
+
+
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:
     normed: Tensor = _Norm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
-    made_by = (partial(_normed, epsilon=self.variance_epsilon), (hidden_states, self.weight))
+    made_by = (_Maker(partial(_normed, epsilon=self.variance_epsilon)), (hidden_states, self.weight))
     setattr(normed, MADE_BY, made_by)
     return normed
 
@@ -60,7 +78,7 @@ def _norm(self: Any, hidden_states: Tensor) -> Tensor:
 def _gated_mlp(self: Any, x: Tensor) -> Tensor:
     gate, up = self.gate_proj(x), self.up_proj(x)
     gated: Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
-    setattr(gated, MADE_BY, (_gated, (gate, up)))
+    setattr(gated, MADE_BY, (_Maker(_gated), (gate, up)))
     product: Tensor = self.down_proj(gated)
     return product
 
@@ -126,26 +144,30 @@ class _Lora(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         with torch.autocast(kind, enabled=False):
             rows = x.flatten(0, -2).to(dtype)
-            narrow = rows @ down.to(dtype).T
-            result = rows @ weight.to(dtype).T
-            result.addmm_(narrow, up.to(dtype).T, alpha=scale)
+            factors = product_dtype(dtype, kind)
+            wide = rows.to(factors)
+            narrow = wide @ down.to(factors).T
+            result = wide @ weight.to(factors).T
+            result.addmm_(narrow, up.to(factors).T, alpha=scale)
         ctx.make, kept = made_by or (None, (rows,))
-        ctx.save_for_backward(narrow, weight, down, up, *kept)
-        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
-        return result.view(*x.shape[:-1], -1)
+        if ctx.make is not None and ctx.needs_input_grad[2]:
+            ctx.make.users += 1
+        ctx.save_for_backward(narrow.to(dtype), weight, down, up, *kept)
+        ctx.scale, ctx.shape, ctx.dtype, ctx.factors = scale, x.shape, x.dtype, factors
+        return result.to(dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         narrow, weight, down, up, *kept = ctx.saved_tensors
         with torch.autocast(narrow.device.type, enabled=False):
             rows = ctx.make(*kept).flatten(0, -2).to(narrow.dtype) if ctx.make else kept[0]
-            outside = outer[0].flatten(0, -2)
-            inside = outside @ up.to(outside.dtype)
-            of_up = (outside.T @ narrow).float() * ctx.scale
-            of_down = (inside.T @ rows).float() * ctx.scale
+            outside = outer[0].flatten(0, -2).to(ctx.factors)
+            inside = outside @ up.to(ctx.factors)
+            of_up = (outside.T @ narrow.to(ctx.factors)).float() * ctx.scale
+            of_down = (inside.T @ rows.to(ctx.factors)).float() * ctx.scale
             of_x = None
             if ctx.needs_input_grad[0]:
-                of_x = outside @ weight.to(outside.dtype)
-                of_x.addmm_(inside, down.to(outside.dtype), alpha=ctx.scale)
+                of_x = outside @ weight.to(ctx.factors)
+                of_x.addmm_(inside, down.to(ctx.factors), alpha=ctx.scale)
                 of_x = of_x.view(ctx.shape).to(ctx.dtype)
         return of_x, None, of_down.to(down.dtype), of_up.to(up.dtype), None, None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zhllama.device import product_dtype
+
 IGNORED = -100  # PyTorch's label for "no loss here"
 # Of a chunk's logits in float32, the largest buffer the loss ever holds: 568 tokens for 55,296 rows. Smaller chunks
 # make products that are slower: 256 tokens took 1.3 times as long.
 CHUNK_BYTES = 120 * 2**20
-# New rows per product of their gradient, so that no product is as large as the gradient itself.
+# Rows per product of a gradient, so that none is as large as the gradient itself, and rows converted at a time.
 ROWS = 4096
 
 
@@ -60,14 +63,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if torch.is_autocast_enabled(hidden.device.type)
             else hidden.dtype
         )
+        factors = product_dtype(dtype, hidden.device.type)
         parts = [weight.detach().to(dtype)]
         if new_rows is not None:
             parts.append(new_rows.detach().to(dtype))
         trained = [train_weight] if new_rows is None else [False, train_new]
         rows = hidden.detach().to(dtype)
         grad_hidden = torch.empty_like(rows) if train_hidden else None
+        make = torch.empty if len(rows) else torch.zeros  # the first chunk writes them whole
         grads = [
-            torch.zeros(part.shape, dtype=torch.float32, device=part.device) if train else None
+            make(part.shape, dtype=torch.float32, device=part.device) if train else None
             for part, train in zip(parts, trained, strict=True)
         ]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -76,11 +81,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         buffer = torch.empty(chunk, width, dtype=torch.float32, device=hidden.device)
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(rows), max(1, chunk)):
-                piece, target = rows[start : start + chunk], labels[start : start + chunk]
+                piece, target = rows[start : start + chunk].to(factors), labels[start : start + chunk]
                 logits = buffer[: len(piece)]
                 slices = torch.split(logits, [len(part) for part in parts], dim=1)
                 for part, view in zip(parts, slices, strict=True):
-                    torch.mm(piece, part.T, out=view) if dtype == view.dtype else view.copy_(piece @ part.T)
+                    for cut, some in _factors(part, factors):
+                        if factors == view.dtype:
+                            torch.mm(piece, some.T, out=view[:, cut])
+                        else:
+                            view[:, cut] = piece @ some.T
                 wanted = logits.gather(1, target[:, None])
                 highest = logits.amax(1, keepdim=True)
                 # Probabilities up to their sum, written over the logits; the sum is divided out of the products.
@@ -92,16 +101,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_hidden is None and not any(trained):
                     continue
                 # d loss / d logits = softmax - one_hot: a product, and the target's own row taken away.
-                shares = [view.to(dtype) for view in slices]
+                shares = [view.to(factors) for view in slices]
                 if grad_hidden is not None:
-                    mixed = sum((share @ part).float() for share, part in zip(shares, parts, strict=True))
+                    mixed = sum(
+                        (share[:, cut] @ some).float()
+                        for share, part in zip(shares, parts, strict=True)
+                        for cut, some in _factors(part, factors)
+                    )
                     grad_hidden[start : start + chunk] = mixed / spread - _rows(parts, target)
-                scaled = (piece / spread).to(dtype)
+                scaled = (piece / spread).to(factors)
                 first = 0
                 for grad, share, part in zip(grads, shares, parts, strict=True):
                     if grad is not None:
                         for top in range(0, len(part), ROWS):
-                            grad[top : top + ROWS] += share[:, top : top + ROWS].T @ scaled
+                            of_rows, some = grad[top : top + ROWS], share[:, top : top + ROWS].T
+                            if some.dtype == grad.dtype:
+                                of_rows.addmm_(some, scaled, beta=min(start, 1))
+                            else:
+                                of_rows.copy_(some @ scaled + of_rows if start else some @ scaled)
                         own = (target >= first) & (target < first + len(part))
                         grad.index_add_(0, target[own] - first, piece[own].float(), alpha=-1)
                     first += len(part)
@@ -121,6 +138,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if new_dtype is None:
             return scaled(grad_hidden, hidden_dtype), scaled(grads[0], weight_dtype), None, None, None
         return scaled(grad_hidden, hidden_dtype), None, scaled(grads[1], new_dtype), None, None
+
+
+def _factors(part: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """A matrix in the precision of products: as it is, or some rows of it at a time."""
+    size = max(1, len(part)) if part.dtype == dtype else ROWS
+    for top in range(0, len(part), size):
+        yield slice(top, top + size), part[top : top + size].to(dtype)
 
 
 def _rows(parts: list[Tensor], ids: Tensor) -> Tensor:

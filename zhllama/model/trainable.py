@@ -25,7 +25,7 @@ from zhllama.model.adapter import (
     lora_config,
     part_of,
 )
-from zhllama.model.heap import trim_between_layers
+from zhllama.model.heap import trim_before_loss
 from zhllama.model.lean import make_lean
 from zhllama.model.loss import IGNORED, linear_cross_entropy
 from zhllama.model.prompt import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
@@ -200,7 +200,7 @@ def load_trainable(
             parameter.data = parameter.data.float()
     make_lean(base)
     if base.device.type == "cpu":
-        trim_between_layers(base)
+        trim_before_loss(base)
     model = TrainableModel(base, count)
     return model.to(device) if device else model
 
