@@ -24,7 +24,7 @@ from zhllama.corpus.decode import detect_encoding
 from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Broken, Layout, read_file
-from zhllama.corpus.rules import HAN, Limits, judge
+from zhllama.corpus.rules import HAN, Limits, covered, judge
 from zhllama.corpus.screen import Screen
 from zhllama.corpus.tally import Meter, Tally
 
@@ -149,7 +149,7 @@ class Measure(PipelineStep):  # type: ignore[misc]
             tally.counts["documents"] += 1
             tally.counts["characters"] += len(text)
             tally.counts["bytes"] += len(text.encode())
-            tally.counts["han"] += len(HAN.findall(text))
+            tally.counts["han"] += covered(HAN, text)
             tally.lengths[str(len(text).bit_length())] += 1
             yield document
         tally.save(self.work, "measure", rank)
@@ -162,9 +162,13 @@ class WriteDocuments(DiskWriter):  # type: ignore[misc]
 
     def __init__(self, folder: str, filename: str, max_file_size: int = -1) -> None:
         super().__init__(folder, filename, compression=None, mode="wb", max_file_size=max_file_size)
+        self.names: dict[int | str, str] = {}  # datatrove fills in a template for each document, twice
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         return {"text": document.text, "id": document.id, "source": document.metadata["source"]}
+
+    def _get_output_filename(self, document: Document, rank: int | str = 0, **kwargs: Any) -> str:
+        return self.names.setdefault(rank, str(super()._get_output_filename(document, rank)))
 
     def _write(self, document: dict[str, Any], file_handler: IO[bytes], filename: str) -> None:
         file_handler.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
