@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from zhllama.corpus.grams import distinct_grams
 
@@ -112,10 +113,12 @@ def share(what: re.Pattern[str], text: str) -> float:
     return covered(what, text) / max(len(text), 1)
 
 
+@lru_cache(maxsize=1)
 def repetition(text: str) -> float:
     """The share of a text's 10-character sequences that have occurred before in it, from 0 to 1.
 
     The character form of the duplicate n-gram rule of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1).
+    The last answer is kept: what is measured is judged next.
     """
     count = len(text) - GRAM + 1
     if count < 2:
