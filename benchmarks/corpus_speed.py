@@ -134,8 +134,8 @@ def whole(sizes: tuple[int, ...] = SIZES) -> None:
         rows,
         "Defaults, from the command's start to its end, the report included. Documents are 4 to 24 sentences of People's "
         "Daily drawn anew, one in 20 a near copy of the one before. The machine was shared with other work, which had "
-        "priority: per second is by the clock, processor seconds are of all processes together. Up to a shard (16 MB) there "
-        "is work for one worker only. Peak is resident memory of all processes, summed; pages they share count for "
+        "priority: per second is by the clock, processor seconds are of all processes together. Up to a shard (16 MB) "
+        "there is work for one worker only. Peak is resident memory of all processes, summed; pages they share count for "
         f"each. {machine()}.",
         append=True,
     )
