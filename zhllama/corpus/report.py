@@ -143,7 +143,10 @@ def _distributions(page: Page, tally: Tally) -> None:
 
 def _before_and_after(names: list[str], bins: list[str], counts: dict[str, Counter[str]], title: str) -> Any:
     totals = {moment: max(counts[moment].total(), 1) for moment in MOMENTS}
-    shares = {moment: [100 * counts[moment][bits] / totals[moment] for bits in bins] for moment in MOMENTS}
+    # Bars without a document have no figure.
+    shares = {
+        moment: [100 * counts[moment][bits] / totals[moment] or None for bits in bins] for moment in MOMENTS
+    }
     return bar_plot(names, shares, "% of documents", title)
 
 
