@@ -11,21 +11,19 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import statistics
 import string
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from corpus_speed import signatures, whole
 from table import machine, write_table
 
 EACH = 200
 INJECTED, SHORTEST = 400, 100
-ROUNDS = 5
 REGIONS = ("110101", "310104", "440305", "510107", "330106", "420111", "610113", "370202", "150102", "650103")
 AREAS = ("010", "021", "020", "022", "028", "0755", "0571", "0512", "0731", "0597", "0717")
 MOBILES = ("130", "135", "138", "139", "147", "150", "158", "166", "176", "178", "182", "188", "191", "199")
@@ -243,46 +241,8 @@ def near() -> None:
     )
 
 
-def signatures() -> None:
-    """Our signatures against datatrove's own block given the same characters, in turns, by processor time."""
-    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    from zhllama.corpus.grams import letters
-    from zhllama.corpus.near import NEAR, permutations, signature
-    from zhllama.demo.material import news
-
-    class Characters(WordTokenizer):
-        def word_tokenize(self, text: str) -> list[str]:
-            return list(text)
-
-        sent_tokenize = span_tokenize = word_tokenize  # type: ignore[assignment]
-
-    articles = news()[::4]
-    characters = sum(map(len, articles))
-    peer, permuted_by = MinhashDedupSignature(tempfile.mkdtemp(), NEAR, Characters()), permutations()
-    seconds: dict[str, list[float]] = {"zhllama": [], "datatrove": []}
-    for _ in range(ROUNDS):
-        begun = time.process_time()
-        for article in articles:
-            signature(letters(article), permuted_by)
-        middle = time.process_time()
-        for article in articles:
-            peer.get_signature(peer.get_shingles(article))
-        seconds["zhllama"].append(middle - begun)
-        seconds["datatrove"].append(time.process_time() - middle)
-    speeds = {name: characters / statistics.median(values) / 1e6 for name, values in seconds.items()}
-    write_table(
-        "corpus",
-        ["MinHash signatures", "million characters per second of one core", "ratio"],
-        [[name, f"{speed:.2f}", f"{speed / speeds['datatrove']:.1f}"] for name, speed in speeds.items()],
-        f"{characters:,} characters of People's Daily, {ROUNDS} rounds in turns, medians of processor time on a machine "
-        f"shared with other work. datatrove is given a character tokenizer; its Chinese one needs spaCy and is slower.",
-        append=True,
-    )
-
-
 if __name__ == "__main__":
     privacy()
     near()
     signatures()
+    whole()

@@ -75,7 +75,7 @@ def peer(model: str, text: str, folder: str) -> None:
 def measured(command: list[str]) -> tuple[float, float, float]:
     """Seconds, seconds of CPU and peak megabytes that no file stands behind, of a process and its children."""
     before = os.times()
-    seconds, peak = watched(command, lambda memory: memory.rss - memory.shared)
+    seconds, peak, _ = watched(command, lambda memory: memory.rss - memory.shared)
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     return seconds, used, peak

@@ -47,7 +47,7 @@ def synthesise(path: Path, megabytes: int, seed: int = 0) -> None:
 
 def measured(command: list[str]) -> tuple[float, float]:
     """Seconds and peak megabytes (resident, all processes together) of a zhllama command."""
-    return watched(["-m", "zhllama", *command], lambda memory: memory.rss)
+    return watched(["-m", "zhllama", *command], lambda memory: memory.rss)[:2]
 
 
 def run(base: Path, megabytes: int = 1000) -> None:

@@ -129,6 +129,48 @@ def test_weights_are_shares_and_the_table_says_so(
     assert str(english) in said
 
 
+@pytest.fixture
+def kinds(tmp_path: Path, corpus_file: Path, english: Path) -> Path:
+    """A cleaned corpus with two kinds, and one document of none."""
+    for name, file in (("books/a.jsonl", corpus_file), ("code/b.jsonl", english)):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True)
+        (tmp_path / "raw" / name).write_bytes(file.read_bytes())
+    (tmp_path / "raw" / "c.txt").write_text(
+        "这里只有一篇没有分类的文章，它放在任何文件夹之外。", encoding="utf-8"
+    )
+    flags = ["--languages", "any", "--near-duplicates", "false", "--max-repetition", "1", "--workers", "1"]
+    main(["clean", "--corpus", str(tmp_path / "raw"), "--output", str(tmp_path / "kinds"), *flags])
+    return tmp_path / "kinds"
+
+
+def test_kinds_have_their_shares(
+    tmp_path: Path,
+    extended_models: dict[str, Path],
+    kinds: Path,
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shares = {"books": 0.2, "code": 0.6}
+    _, result = packed(tmp_path, extended_models[kind], kinds, shares=shares, max_epochs=2)
+    books, code = result["sources"]
+    assert (books["source"], code["source"]) == ("books", "code")
+    assert books["share"] == pytest.approx(0.25, abs=0.01)
+    assert max(books["epochs"], code["epochs"]) <= 2
+    assert books["documents"] + code["documents"] == read_record(kinds)["result"]["documents"] - 1
+    assert "left out 1 documents of the kind other" in capsys.readouterr().err
+
+
+def test_kinds_that_cannot_be_told_or_are_not_there(
+    tmp_path: Path, corpus_file: Path, bytelevel_model_dir: Path, kinds: Path
+) -> None:
+    with pytest.raises(
+        UserError, match="--shares web: the corpora hold no document of this kind, only books, code"
+    ):
+        packed(tmp_path, bytelevel_model_dir, kinds, shares={"web": 1.0})
+    with pytest.raises(UserError, match="does not say of what kind its documents are; clean it first"):
+        packed(tmp_path, bytelevel_model_dir, corpus_file, shares={"web": 1.0})
+
+
 def test_replay_has_its_share_and_keeps_each_blocks_documents(
     tmp_path: Path, extended_models: dict[str, Path], corpus_file: Path, english: Path, kind: str
 ) -> None:
@@ -217,6 +259,8 @@ def test_a_finished_directory_is_not_written_again(
         ({"corpus": ["c", "c"]}, "--corpus c: given twice; give it more weight with --weight"),
         ({"weight": [1.0, 2.0]}, "--weight: 2 given for 1 corpora; give one for each"),
         ({"weight": [0.0]}, "--weight 0.0: it must be more than 0"),
+        ({"shares": {"web": 0.0}}, "shares 0.0: it must be more than 0"),
+        ({"shares": {"web": 1.0}, "weight": [1.0]}, "shares and weight: give one of them"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:

@@ -122,8 +122,14 @@ def bar_plot(
         bars = axes.bar(places, heights, width * 0.92, label=name, color=PALETTE[index % len(PALETTE)])
         labels = ["" if value is None else f"{value:.2f}" for value in values]
         # Many bars are narrower than their figures.
-        axes.bar_label(bars, labels, fontsize=8, padding=2, rotation=90 if len(series) > 3 else 0)
-    axes.set_xticks(range(len(groups)), groups)
+        axes.bar_label(
+            bars,
+            labels,
+            fontsize=8,
+            padding=2,
+            rotation=90 if len(series) > 3 or len(bars) * len(series) > 14 else 0,
+        )
+    axes.set_xticks(range(len(groups)), groups, fontsize=10 if sum(map(len, groups)) < 40 else 8)
     axes.margins(y=0.15)  # room for the figures
     axes.set_ylabel(y_label)
     if len(series) > 1:

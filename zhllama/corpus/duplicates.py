@@ -10,7 +10,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupSignature
 
-from zhllama.corpus.rules import SPACE
+from zhllama.corpus.rules import without_space
 from zhllama.corpus.tally import Tally
 
 LAST_RANK = 65534  # datatrove's exact deduplication ranks tasks in 16 bits
@@ -20,7 +20,7 @@ LISTS = {"duplicate": "duplicates/00000/{:05d}.c4_dup", "near duplicate": "near/
 
 def text_without_space(document: Document) -> str:
     """What two documents must share to count as the same."""
-    return SPACE.sub("", document.text)
+    return without_space(document.text)
 
 
 def priority(document: Document) -> int:

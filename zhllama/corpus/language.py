@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from zhllama.corpus.grams import narrow
+
 HEAD = 20_000  # characters looked at
 KANA = re.compile(r"[\u3041-\u30ff\uff66-\uff9d]")
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -28,8 +30,8 @@ def shares(text: str) -> dict[str, float]:
 
     if is_code(head := text[:HEAD]):
         return {"code": 1.0}
-    # pycld2 refuses control characters, and does not know full-width letters.
-    plain = NEITHER.sub(" ", unicodedata.normalize("NFKC", head))
+    # pycld2 refuses control characters, and does not know full-width letters; NFKC is slow where there are any.
+    plain = NEITHER.sub(" ", unicodedata.normalize("NFKC", narrow(head)))
     try:
         _, _, found = pycld2.detect(plain, isPlainText=True)
     except pycld2.error:  # what else it holds to be no text

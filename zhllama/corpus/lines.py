@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zhllama.corpus.grams import letters
 from zhllama.corpus.privacy import redact
-from zhllama.corpus.rules import HAN, SPACE
+from zhllama.corpus.rules import HAN, covered, without_space
 from zhllama.corpus.tally import EXAMPLE_CHARACTERS, EXAMPLES, Tally
 
 DIGIT = re.compile(r"\d+")
@@ -55,7 +55,7 @@ class Repeats:
         compared = letters(line)
         found = []
         fixed = DIGIT.sub("", compared) if self.boilerplate else ""
-        if len(fixed) >= TEMPLATE_LETTERS and 2 * len(HAN.findall(fixed)) >= len(fixed):
+        if len(fixed) >= TEMPLATE_LETTERS and 2 * covered(HAN, fixed) >= len(fixed):
             found.append(xxhash.xxh3_64_intdigest(fixed) & ~1 | TEMPLATE)
         if self.paragraphs and len(compared) >= PARAGRAPH_LETTERS:
             found.append(xxhash.xxh3_64_intdigest(compared) & ~1 | PARAGRAPH)
@@ -153,7 +153,7 @@ class RemoveLines(PipelineStep):  # type: ignore[misc]
             left = list(self._left(document, keepers, tally))
             if len(left) <= document.text.count("\n"):
                 text = "\n".join(left).strip("\n")
-                if len(SPACE.sub("", text)) < max(self.min_characters, 1):
+                if len(without_space(text)) < max(self.min_characters, 1):
                     tally.drop("only repeated lines", document)
                     continue
                 document.text = text

@@ -46,7 +46,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
     from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    from zhllama.corpus import contamination, duplicates, near, stages
+    from zhllama.corpus import contamination, duplicates, measure, near, stages
     from zhllama.corpus.executor import Executor, logged
 
     work = output / ".work"
@@ -60,12 +60,13 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
 
     first = [
         stages.ReadBundle(folder, plan.layout, plan.broken, plan.most),
+        measure.Measure(folder, "before"),
         stages.Judge(folder, plan.forms, plan.limits, plan.screen, plan.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]
     if plan.decontaminate:
         contamination.write_index(plan.decontaminate, work)
-        first.insert(2, contamination.Decontaminate(folder))
+        first.insert(3, contamination.Decontaminate(folder))
     if plan.deduplicate:
         first.append(duplicates.SignSame(folder))
     if plan.near:
@@ -95,7 +96,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
         stages.ReadKept(folder, "write"),
         duplicates.DropDuplicates(folder, count=True),
         RemoveLines(folder, plan.repeats, plan.limits.min_characters),
-        stages.Measure(folder),
+        measure.Measure(folder, "after"),
         stages.WriteDocuments(str(output), "documents-${rank}.jsonl", plan.shard_bytes),
     ]
     with _progress("writing (KB)", kept, work / "progress-write"):

@@ -17,11 +17,14 @@ from stdnum import luhn
 from stdnum.cn import ric, uscc
 from stdnum.exceptions import ValidationError
 
+from zhllama.corpus.grams import narrow
+
 Privacy = Literal["replace", "drop", "keep"]
-# Full-width digits, letters and signs are read as their ASCII forms; every character keeps its place.
-FOLD = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2014: 0x2D, 0x2013: 0x2D}
 # Every item has four such characters in a row; patterns look only so far around them.
 ISLAND = re.compile(r"[0-9A-Za-z@.+_:-]{4,}")
+DIGIT = re.compile(r"[0-9]")
+# Without one of these a text holds no item without a digit, and English is passed over from number to number.
+CLUES = ("@", "at)", "at]", "微信", "威信", "薇信", "v信", "wx", "vx", "wechat", "weixin", "加v", "加薇")
 AROUND = 40
 PREFIX = r"(?<!\d)(?<!\d\.)"  # not within a number
 COUNTRY = r"(?:(?:\+|00)86[ -]?|86[ -]|86(?=1[3-9]\d{9}))?"
@@ -34,7 +37,7 @@ PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕�
 class Kind(NamedTuple):
     """One kind of personal data: what replaces it, a pattern (its group `item` where it has one), and a check.
 
-    `folded` patterns see full-width characters as ASCII.
+    `folded` patterns see full-width characters as ASCII; every `numeric` item has an island with a digit.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Kind(NamedTuple):
     pattern: re.Pattern[str]
     check: Callable[[re.Match[str]], bool]
     folded: bool = True
+    numeric: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,13 @@ def redact(text: str) -> tuple[str, Counter[str]]:
 
 def find(text: str) -> list[Found]:
     """All personal data in a text, in order; where two kinds claim the same characters the first of `KINDS` wins."""
-    folded = text if text.isascii() else text.translate(FOLD)
-    windows = list(_windows(folded))
+    # Full-width digits, letters and signs are read as their ASCII forms; every character keeps its place.
+    folded = narrow(text).replace("—", "-").replace("–", "-")
+    numbers = list(_windows(folded, numeric=True))
+    words = list(_windows(folded, numeric=False)) if any(map(folded.lower().__contains__, CLUES)) else []
     found: list[Found] = []
-    for kind in KINDS if windows else ():
-        for start, end in windows:
+    for kind in KINDS if numbers or words else ():
+        for start, end in numbers if kind.numeric else words:
             for match in kind.pattern.finditer(folded if kind.folded else text, start, end):
                 span = match.span("item" if "item" in kind.pattern.groupindex else 0)
                 if all(span[1] <= other.start or span[0] >= other.end for other in found) and kind.check(
@@ -86,10 +92,12 @@ def find(text: str) -> list[Found]:
     return sorted(found, key=lambda item: item.start)
 
 
-def _windows(text: str) -> Iterator[tuple[int, int]]:
-    """Where patterns need to look: around islands of ASCII, which Chinese text has few of."""
+def _windows(text: str, numeric: bool) -> Iterator[tuple[int, int]]:
+    """Where patterns need to look: around islands of ASCII, which Chinese text has few of, or those with a digit."""
     start = end = -1
     for island in ISLAND.finditer(text):
+        if numeric and not DIGIT.search(text, island.start(), island.end()):
+            continue
         if island.start() - AROUND > end:
             if end >= 0:
                 yield start, end
@@ -183,7 +191,7 @@ def _kinds() -> Iterator[Kind]:
         "[邮箱]",
         r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}(?:@| ?[(\[]at[)\]] ?)"
         r"(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}",
-    )
+    )._replace(numeric=False)
     yield kind(
         "QQ",
         "[QQ号]",
@@ -196,7 +204,7 @@ def _kinds() -> Iterator[Kind]:
         r"(?:[微威薇]信|(?<![A-Za-z])(?i:wechat|weixin|vx|wx)|加[Vv薇](?![A-Za-z])|(?<![A-Za-z])[Vv]信)"
         r"(?:号码?|[账帐]号|(?i: ?id))?[ :=是为(\[【]{0,4}(?P<item>[A-Za-z][A-Za-z0-9_-]{5,19})(?![A-Za-z0-9_-])",
         _is_wechat,
-    )
+    )._replace(numeric=False)
     date = r"(?:0[1-9]|1[0-2])[ -]?(?:0[1-9]|[12]\d|3[01])"
     yield kind(
         "resident ID",

@@ -1,4 +1,4 @@
-"""Reading, judging, measuring and writing as datatrove blocks.
+"""Reading, judging and writing as datatrove blocks.
 
 Tasks are bundles of input files that depend on the input alone, never on the number of workers, and all that
 a task leaves is named by its rank: that is why the result is the same bytes whoever computed it.
@@ -24,7 +24,7 @@ from zhllama.corpus.decode import detect_encoding
 from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Broken, Layout, read_file
-from zhllama.corpus.rules import HAN, Limits, judge
+from zhllama.corpus.rules import Limits, judge
 from zhllama.corpus.screen import Screen
 from zhllama.corpus.tally import Meter, Tally
 
@@ -127,32 +127,10 @@ class Judge(PipelineStep):  # type: ignore[misc]
                 tally.drop(reason, document)
             else:
                 document.text = text
+                tally.counts["documents judged"] += 1
+                tally.counts["characters judged"] += len(text)
                 yield document
         tally.save(self.work, "judge", rank)
-
-
-class Measure(PipelineStep):  # type: ignore[misc]
-    """Count documents, characters, bytes, Chinese characters and lengths of what is written."""
-
-    type = "📊 - STATS"
-    name = "zhllama measure"
-
-    def __init__(self, work: str) -> None:
-        super().__init__()
-        self.work = work
-
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield every document unchanged."""
-        tally = Tally()
-        for document in data:
-            text = document.text
-            tally.counts["documents"] += 1
-            tally.counts["characters"] += len(text)
-            tally.counts["bytes"] += len(text.encode())
-            tally.counts["han"] += len(HAN.findall(text))
-            tally.lengths[str(len(text).bit_length())] += 1
-            yield document
-        tally.save(self.work, "measure", rank)
 
 
 class WriteDocuments(DiskWriter):  # type: ignore[misc]
@@ -162,9 +140,13 @@ class WriteDocuments(DiskWriter):  # type: ignore[misc]
 
     def __init__(self, folder: str, filename: str, max_file_size: int = -1) -> None:
         super().__init__(folder, filename, compression=None, mode="wb", max_file_size=max_file_size)
+        self.names: dict[int | str, str] = {}  # datatrove fills in a template for each document, twice
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         return {"text": document.text, "id": document.id, "source": document.metadata["source"]}
+
+    def _get_output_filename(self, document: Document, rank: int | str = 0, **kwargs: Any) -> str:
+        return self.names.setdefault(rank, str(super()._get_output_filename(document, rank)))
 
     def _write(self, document: dict[str, Any], file_handler: IO[bytes], filename: str) -> None:
         file_handler.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zhllama.corpus.privacy import AROUND, redact
 
@@ -18,22 +18,23 @@ EXAMPLES = 3
 EXAMPLE_CHARACTERS = 120
 LOOKED_AT = 1000
 PROBLEMS = 20
+MOST = 100_000  # names counted in one `seen`
 
 
 @dataclass
 class Tally:
-    """What a step saw: counts by name, dropped documents by reason, examples of them, kept ones by length.
+    """What a step saw: counts by name, dropped documents and their characters by reason, and examples of them.
 
     `glued` holds the lines of a guessed document that are too many to be one, by its id; `personal` counts
     personal data by kind, `clusters` near-duplicates by the size of their cluster, `contaminated` documents by
     evaluation file, `languages` documents by main language, `removed` lines by kind, `skipped` files and rows
-    that could not be read.
+    that could not be read, `seen` what `Measure` counts, by moment and name, of many names the most frequent.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    dropped_characters: Counter[str] = field(default_factory=Counter)
     guessed: Counter[str] = field(default_factory=Counter)
-    lengths: Counter[str] = field(default_factory=Counter)
     personal: Counter[str] = field(default_factory=Counter)
     clusters: Counter[str] = field(default_factory=Counter)
     contaminated: Counter[str] = field(default_factory=Counter)
@@ -44,10 +45,12 @@ class Tally:
     problems: list[str] = field(default_factory=list)
     glued: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[list[str]]] = field(default_factory=dict)
+    seen: dict[str, Counter[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, document: Document, note: str = "") -> None:
         """Count a dropped document; the first few of each reason are shown in the report."""
         self.dropped[reason] += 1
+        self.dropped_characters[reason] += len(document.text)
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
             # Personal data never reaches the report. An item that the first cut goes through is cut off whole.
@@ -68,6 +71,12 @@ class Tally:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.__dict__), encoding="utf-8")
 
+    @staticmethod
+    def read(work: str, step: str, rank: int) -> dict[str, Any]:
+        """What a task has saved."""
+        path = Path(work) / "tally" / f"{step}-{rank:05d}.json"
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
     @classmethod
     def total(cls, work: Path) -> Tally:
         """The sum over all tasks in rank order."""
@@ -77,6 +86,12 @@ class Tally:
             for name, value in part.items():
                 if name == "problems":
                     total.problems += value[: PROBLEMS - len(total.problems)]
+                elif name == "seen":
+                    for what, counter in value.items():
+                        held_so_far = total.seen.setdefault(what, Counter())
+                        held_so_far.update(counter)
+                        if len(held_so_far) > MOST:
+                            total.seen[what] = Counter(dict(held_so_far.most_common(MOST // 2)))
                 elif name != "examples":
                     getattr(total, name).update(value)
             for reason, shown in part["examples"].items():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.corpus.kinds import count_kinds, read_kind
 from zhllama.corpus.read import check_weights, read_documents
 from zhllama.model.weights import check_block_size
 from zhllama.pack.encode import encode_to_file
@@ -34,6 +36,9 @@ class PackConfig:
     """Tokens per block; longer documents are cut, shorter ones only where padding would exceed 1%."""
     weight: list[float] = field(default_factory=list)
     """Share of each corpus among the corpora, in their order (repeatable); all of each, once, without it."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Share of each kind of document, such as {books: 0.3, web: 0.7}, in place of weights; a kind is the folder of the
+    raw corpus that `clean` found a document in (`other`: in none). Kinds not named are left out."""
     replay: str | None = None
     """Corpus directory or file of text the base already knows (English), against forgetting."""
     replay_share: float = 0.1
@@ -54,6 +59,18 @@ class PackConfig:
         if self.threads < 0:
             raise UserError(f"threads {self.threads}: it must be at least 0")
         check_weights(self.corpus, self.weight)
+        if self.shares and self.weight:
+            raise UserError("shares and weight: give one of them; shares are by kind, weights by corpus")
+        if wrong := [share for share in self.shares.values() if not 0 < share < float("inf")]:
+            raise UserError(f"shares {wrong[0]}: it must be more than 0")
+
+
+class Text(NamedTuple):
+    """What becomes a source: the flag that asked for it, its name in the table, its documents."""
+
+    flag: str
+    name: str
+    documents: Iterator[str]
 
 
 def pack(config: PackConfig) -> None:
@@ -70,15 +87,18 @@ def pack(config: PackConfig) -> None:
     check_block_size(config.block_size, model)
     tokenizer = load(model, "--model")
     with artifact.create(config.output, "tokens", "pack", config, inputs) as run:
-        flags = [("--corpus", path) for path in corpora]
+        texts = _by_kind(config, corpora) if config.shares else [_text("--corpus", path) for path in corpora]
+        weights = list(config.shares.values()) or config.weight
         if config.replay is not None:
-            flags.append(("--replay", Path(inputs["replay"])))
+            texts.append(_text("--replay", Path(inputs["replay"])))
         sources = [
-            _fitted(run.path / f".source-{number}", path, flag, tokenizer, config)
-            for number, (flag, path) in enumerate(flags)
+            _fitted(run.path / f".source-{number}", text, tokenizer, config)
+            for number, text in enumerate(texts)
         ]
         available = [len(source.fitted) for source in sources]
-        main = choose_counts(available[: len(corpora)], config.weight, config.max_epochs)
+        main = choose_counts(
+            available[: len(texts) - (config.replay is not None)], weights, config.max_epochs
+        )
         replay = _replay_count(config, sum(main), available[-1]) if config.replay is not None else 0
         counts = [*main, replay] if config.replay is not None else main
         padding = tokenizer.eos_id() if tokenizer.pad is None else tokenizer.id_of(tokenizer.pad)
@@ -107,17 +127,34 @@ def pack(config: PackConfig) -> None:
     )
 
 
-def _fitted(file: Path, path: Path, flag: str, tokenizer: Loaded, config: PackConfig) -> Source:
+def _text(flag: str, path: Path) -> Text:
+    return Text(flag, str(path), read_documents(path))
+
+
+def _by_kind(config: PackConfig, corpora: list[Path]) -> list[Text]:
+    """The kinds that have a share; UserError where the corpora hold none of one."""
+    found = count_kinds(corpora)
+    for kind in config.shares:
+        if kind not in found:
+            raise UserError(
+                f"--shares {kind}: the corpora hold no document of this kind, only {', '.join(sorted(found))}"
+            )
+    for kind in sorted(set(found) - set(config.shares)):
+        warn(f"left out {found[kind]:,} documents of the kind {kind}, which has no share")
+    return [Text(f"--shares {kind}", kind, read_kind(corpora, kind)) for kind in config.shares]
+
+
+def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> Source:
     """One source tokenised into `file` and fitted into blocks; UserError for less text than one block."""
-    documents = track(read_documents(path), f"tokenising {path.name}")
+    documents = track(text.documents, f"tokenising {Path(text.name).name}")
     threads = config.threads or len(os.sched_getaffinity(0))
     encoded = encode_to_file(documents, tokenizer, file, threads)
     total = int(encoded.lengths.sum())
     if total < config.block_size:
         raise UserError(
-            f"{flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
+            f"{text.flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
         )
-    return Source(str(path), encoded, fit_documents(encoded.lengths, config.block_size))
+    return Source(text.name, encoded, fit_documents(encoded.lengths, config.block_size))
 
 
 def _replay_count(config: PackConfig, main: int, available: int) -> int:
