@@ -5,6 +5,7 @@ A directory is *finished* when its `run.json` has a `result`. Readers refuse any
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zhllama.config import UserError, as_given
+from zhllama.config import StoppedError, UserError, as_given
 
 RUN_FILE = "run.json"
 VERSIONED = (
@@ -34,6 +35,8 @@ VERSIONED = (
 NOT_CONTENT = re.compile(
     r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
 )
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no more of a user's share, no larger file
 
 
 @dataclass
@@ -57,7 +60,8 @@ def create(
     """Write one directory: `run.json` without result first, with it last and atomically.
 
     An unfinished directory of the same command is started again (or, with `resume`, continued). A UserError
-    removes what was begun, unless it holds checkpoints; an interrupt leaves it, recognisable as unfinished.
+    removes what was begun, unless it holds checkpoints; a StoppedError, an interrupt or a full disk leaves it,
+    recognisable as unfinished.
 
     Args:
         kind: corpus, tokenizer, model, tokens, run or report.
@@ -65,12 +69,31 @@ def create(
 
     Raises:
         UserError: `output` holds a finished run or files that no zhllama command wrote, lies inside an input, or
-            cannot be made; with `resume`, the inputs are not those that the run began with.
+            cannot be made; with `resume`, the inputs are not those that the run began with; no space is left.
     """
-    path = Path(output)
+    try:
+        with _create(Path(output), kind, command, config, inputs, resume) as artifact:
+            yield artifact
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        raise StoppedError(
+            f"--output {output}: it cannot be written ({problem.strerror}); make room and run the same command again"
+        ) from problem
+
+
+@contextmanager
+def _create(
+    path: Path,
+    kind: str,
+    command: str,
+    config: Any,
+    inputs: Mapping[str, str | Path],
+    resume: bool,
+) -> Iterator[Artifact]:
     continued = _is_unfinished(path, command, inputs)
     if continued and not resume:
-        shutil.rmtree(path)
+        remove(path)
         continued = False
     record: dict[str, Any] = {
         "command": command,
@@ -91,13 +114,29 @@ def create(
     begun = time.monotonic()
     try:
         yield artifact
+    except StoppedError:
+        raise
     except UserError:
         if not continued and not any(path.glob("checkpoint-*")):  # hours of work are not half-written
-            shutil.rmtree(path)
+            remove(path)
         raise
     record["seconds"] = round(time.monotonic() - begun, 1)
     record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
     write_json(path / RUN_FILE, record)
+
+
+def remove(path: Path) -> None:
+    """Delete a directory, `run.json` last: killed in between, it is still known as ours and unfinished."""
+    record = read_record(path)
+    if "result" in record:
+        del record["result"]
+        write_json(path / RUN_FILE, record)
+    for file in path.iterdir():
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        elif file.name != RUN_FILE:
+            file.unlink()
+    shutil.rmtree(path)
 
 
 def check_resumable(output: str | Path, command: str, inputs: Mapping[str, str | Path]) -> None:
