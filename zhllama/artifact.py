@@ -196,11 +196,18 @@ def check_same(left: str, left_fingerprint: str, right: str, right_fingerprint: 
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 of a file, or of a directory's content (names and bytes; reports and checkpoints left out)."""
+    """sha256 of a file, or of a directory's content (names and bytes; reports and checkpoints left out).
+
+    Raises:
+        UserError: a file that cannot be read; inside a directory such a file counts by its name alone.
+    """
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as problem:
+            raise UserError(f"{path}: it cannot be read ({problem.strerror})") from problem
     recorded = read_record(path).get("result", {}).get("fingerprint")
     return str(recorded) if recorded else _content_hash(path)
 
@@ -291,7 +298,11 @@ def _content_hash(path: Path) -> str:
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file.is_file() and not any(NOT_CONTENT.match(part) for part in relative.parts):
-            digest.update(f"{relative.as_posix()}\0{fingerprint(file)}\n".encode())
+            try:
+                content = fingerprint(file)
+            except UserError:  # whoever needs it will say so
+                content = "unreadable"
+            digest.update(f"{relative.as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 
 

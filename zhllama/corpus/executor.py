@@ -60,7 +60,7 @@ def _run_tasks(executor: Executor, ranks: list[int]) -> None:
         while True:
             for rank in islice(waiting, executor.workers - len(running)):
                 receiver, sender = context.Pipe(duplex=False)
-                log = f"task {rank} of {executor.logging_dir.path}"
+                log = f"{executor.logging_dir.path}/logs/task_{rank:05d}.log"
                 process = context.Process(
                     target=_run_task, name=log, args=(executor, rank, sender), daemon=True
                 )
@@ -89,7 +89,7 @@ def _finish(process: Any, receiver: Connection) -> None:
     except EOFError:
         process.join()
         if process.exitcode > 0:
-            raise RuntimeError(f"{process.name} failed; its log says why") from None
+            raise RuntimeError(f"a task failed; its log says why: {process.name}") from None
         raise StoppedError(
             f"a worker process was killed (signal {-process.exitcode}), most likely for its memory; run the same "
             "command with fewer --workers, it goes on where it stopped"

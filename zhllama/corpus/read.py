@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 from zhllama.artifact import require
 from zhllama.config import UserError
@@ -72,7 +73,8 @@ def list_files(source: Path) -> list[Path]:
     Hidden files are left out; files of other kinds in a folder are left out with a warning.
 
     Raises:
-        UserError: no such path, an unfinished corpus or another kind of directory, no file of a kind we read.
+        UserError: no such path, an unfinished corpus or another kind of directory, a folder that cannot be opened,
+            no file of a kind we read.
     """
     source = Path(source)
     if not source.exists():
@@ -83,7 +85,8 @@ def list_files(source: Path) -> list[Path]:
         return [source]
     if (require(source, "corpus", "--corpus") / "run.json").is_file():
         return sorted(source.glob(CORPUS_FILES))
-    inside = [file.relative_to(source) for file in source.rglob("*") if file.is_file()]
+    every = [Path(folder, name) for folder, _, names in os.walk(source, onerror=_refuse) for name in names]
+    inside = [file.relative_to(source) for file in every if file.is_file()]
     seen = sorted(file for file in inside if not any(part.startswith(".") for part in file.parts))
     files = [source / file for file in seen if file.name.lower().endswith(KINDS)]
     if not files:
@@ -91,6 +94,13 @@ def list_files(source: Path) -> list[Path]:
     if other := [file.name for file in seen if not file.name.lower().endswith(KINDS)]:
         warn(f"{source}: left out {len(other)} files of other kinds ({', '.join(other[:3])})")
     return files
+
+
+def _refuse(problem: OSError) -> NoReturn:
+    """Path.rglob would pass a folder that it may not open in silence."""
+    raise UserError(
+        f"{problem.filename}: this folder cannot be opened ({problem.strerror}); change its permissions"
+    ) from problem
 
 
 def read_file(
