@@ -1,15 +1,17 @@
-"""`zhllama clean` killed with kill -9 at random moments until it gets through: the same bytes as undisturbed?
+"""`zhllama clean` killed with kill -9 at random moments, and on disks too small: the same bytes as undisturbed?
 
 python benchmarks/restart.py      prints the table and writes benchmarks/results/restart.md
 
 Every pass is on. Half of the kills hit the command, half one of its workers; a run that was killed is started again
 at once, and killed again, until one gets through. What it wrote is compared with what undisturbed runs with 1, 2 and 4
-workers wrote: every file but the logs, and of run.json the result.
+workers wrote: every file but the logs, and of run.json the result. Disks of several sizes (tmpfs, for which one has to
+be root) are filled, enlarged, and the command is run again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -23,6 +25,7 @@ import psutil
 from table import machine, write_table
 
 KILLS = 20
+DISKS = ("16k", "300k", "1500k", "2500k", "3500k", "4500k")
 FILES, ARTICLES = 12, 60  # of each file
 COMPANY = "本报讯 版权所有，未经书面授权不得转载。"
 
@@ -97,6 +100,26 @@ def kill(process: subprocess.Popen[bytes], source: random.Random) -> str:
     return "command"
 
 
+def fill(flags: list[str], disk: Path, expected: dict[str, bytes]) -> list[list[str]]:
+    """What a run says on a disk of each size, and whether with room it goes on to the same bytes."""
+    rows = []
+    disk.mkdir()
+    for size in DISKS:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
+        try:
+            process = started(flags, disk / "out", 2)
+            _, said = process.communicate()
+            stage = stage_of(disk / "out")
+            lines = said.decode().replace(str(disk), "DISK").splitlines()
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            finished(started(flags, disk / "out", 2))
+            same = written(disk / "out") == expected
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+        rows.append([size, stage, str(process.returncode), " / ".join(lines), "yes" if same else "NO"])
+    return rows
+
+
 def main() -> None:
     source, kills = random.Random(time.time_ns()), []
     compared = 0
@@ -130,6 +153,7 @@ def main() -> None:
         if written(folder / "out") != expected:
             raise SystemExit(f"other bytes after {kills}")
         compared += 1
+        disks = fill(flags, folder / "disk", expected) if os.geteuid() == 0 else []
         result = json.loads(expected["result"])
     counts = Counter(kills)
     rows = [
@@ -146,6 +170,14 @@ def main() -> None:
         "near-duplicates, decontamination, boilerplate, paragraphs, privacy, simplified characters and half width. A "
         f"killed worker ends the run in one line with exit code 2. {machine()}, shared with other work.",
     )
+    if disks:
+        write_table(
+            "restart",
+            ["disk", "full in pass", "exit code", "standard error", "with room: the same bytes"],
+            disks,
+            "The same command on a tmpfs of each size; then the disk is enlarged and the command run again.",
+            append=True,
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A directory is *finished* when its `run.json` has a `result`. Readers refuse any
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zhllama.config import StoppedError, UserError, as_given
+from zhllama.config import UserError, as_given
+from zhllama.stop import StoppedError, stopped_when_full
 
 RUN_FILE = "run.json"
 VERSIONED = (
@@ -36,16 +36,18 @@ NOT_CONTENT = re.compile(
     r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
 )
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no more of a user's share, no larger file
-
 
 @dataclass
 class Artifact:
-    """A directory being written; what goes into `result` is what later commands may rely on."""
+    """A directory being written; what goes into `result` is what later commands may rely on.
+
+    Where it is `left_to_others`, another process will finish it, and `create` leaves it unfinished.
+    """
 
     path: Path
     record: dict[str, Any]
     result: dict[str, Any] = field(default_factory=dict)
+    left_to_others: bool = False
 
 
 @contextmanager
@@ -71,72 +73,50 @@ def create(
         UserError: `output` holds a finished run or files that no zhllama command wrote, lies inside an input, or
             cannot be made; with `resume`, the inputs are not those that the run began with; no space is left.
     """
-    try:
-        with _create(Path(output), kind, command, config, inputs, resume) as artifact:
-            yield artifact
-    except OSError as problem:
-        if problem.errno not in FULL:
-            raise
-        raise StoppedError(
-            f"--output {output}: it cannot be written ({problem.strerror}); make room and run the same command again"
-        ) from problem
-
-
-@contextmanager
-def _create(
-    path: Path,
-    kind: str,
-    command: str,
-    config: Any,
-    inputs: Mapping[str, str | Path],
-    resume: bool,
-) -> Iterator[Artifact]:
-    continued = _is_unfinished(path, command, inputs)
-    if continued and not resume:
-        remove(path)
-        continued = False
-    record: dict[str, Any] = {
-        "command": command,
-        "kind": kind,
-        "settings": as_given(config),
-        "versions": {name: _version(name) for name in VERSIONED},
-        "inputs": _described(inputs),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    if continued:
-        _check_continues(path, record["inputs"])
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"--output {path}: it cannot be made ({problem.strerror})") from problem
-    write_json(path / RUN_FILE, record)
-    artifact = Artifact(path, record)
-    begun = time.monotonic()
-    try:
-        yield artifact
-    except StoppedError:
-        raise
-    except UserError:
-        if not continued and not any(path.glob("checkpoint-*")):  # hours of work are not half-written
+    path = Path(output)
+    with stopped_when_full(path):
+        continued = _is_unfinished(path, command, inputs)
+        if continued and not resume:
             remove(path)
-        raise
-    record["seconds"] = round(time.monotonic() - begun, 1)
-    record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
-    write_json(path / RUN_FILE, record)
+            continued = False
+        record: dict[str, Any] = {
+            "command": command,
+            "kind": kind,
+            "settings": as_given(config),
+            "versions": {name: _version(name) for name in VERSIONED},
+            "inputs": _described(inputs),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        if continued:
+            _check_continues(path, record["inputs"])
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"--output {path}: it cannot be made ({problem.strerror})") from problem
+        write_json(path / RUN_FILE, record)
+        artifact = Artifact(path, record)
+        begun = time.monotonic()
+        try:
+            yield artifact
+        except StoppedError:
+            raise
+        except UserError:
+            if not continued and not any(path.glob("checkpoint-*")):  # hours of work are not half-written
+                remove(path)
+            raise
+        if artifact.left_to_others:
+            return
+        record["seconds"] = round(time.monotonic() - begun, 1)
+        record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
+        write_json(path / RUN_FILE, record)
 
 
 def remove(path: Path) -> None:
-    """Delete a directory, `run.json` last: killed in between, it is still known as ours and unfinished."""
-    record = read_record(path)
-    if "result" in record:
-        del record["result"]
-        write_json(path / RUN_FILE, record)
-    for file in path.iterdir():
-        if file.is_dir() and not file.is_symlink():
-            shutil.rmtree(file)
-        elif file.name != RUN_FILE:
-            file.unlink()
-    shutil.rmtree(path)
+    """Delete a directory in one step: a kill in between leaves another name, and no part that nobody knows."""
+    gone = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 def check_resumable(output: str | Path, command: str, inputs: Mapping[str, str | Path]) -> None:

@@ -41,10 +41,6 @@ class UserError(ValueError):
     """What is wrong, where, and what to do, in one line for the user; the command exits with code 2."""
 
 
-class StoppedError(UserError):
-    """Nothing in the settings is wrong: what was done stays, and the same command goes on from it."""
-
-
 def split_pair(value: str, flag: str) -> tuple[str, Path]:
     """`name=FILE` as given to a repeatable flag; raises UserError when there is no `=` or no such file."""
     name, equals, file = value.partition("=")

@@ -19,7 +19,8 @@ import multiprocess  # type: ignore[import-untyped]
 from datatrove.executor import LocalPipelineExecutor
 from multiprocess import forkserver, resource_tracker
 
-from zhllama.config import StoppedError, UserError
+from zhllama.config import UserError
+from zhllama.stop import StoppedError
 
 # Imported once by the process that workers fork from, not by each worker of each pass.
 PRELOAD = ["zhllama.corpus.stages", "zhllama.corpus.near"]

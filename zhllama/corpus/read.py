@@ -1,4 +1,4 @@
-"""Documents from .txt, .jsonl, .parquet, .html and .md files, streamed; one reader for every command."""
+"""Documents from .txt, .jsonl, .parquet, .html, .md, .epub and .docx files, streamed; one reader for every command."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, NoReturn
 from zhllama.artifact import require
 from zhllama.config import UserError
 from zhllama.corpus import decode
+from zhllama.corpus.books import book, word_file
 from zhllama.corpus.decode import read_lines
 from zhllama.corpus.pages import markdown, web_page, whole
 from zhllama.terminal import warn
@@ -21,12 +22,14 @@ Broken = Literal["stop", "skip"]
 Split = Literal["guess", "file", "line", "blank-line"]
 PAGES = {".html": web_page, ".htm": web_page, ".md": markdown}
 PACKED = ("", ".gz", ".zst", ".xz")
-KINDS = (".parquet", *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
+# These say themselves how their text is encoded.
+SELF_ENCODED = {".parquet", ".epub", ".docx"}
+KINDS = (*sorted(SELF_ENCODED), *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
 CORPUS_FILES = "documents-*.jsonl"
 
 
 class Passage(NamedTuple):
-    """A document and where it begins: the line of its file (the row of a Parquet file), from 1."""
+    """A document and where it begins: the line of its file (the row of a Parquet file, the chapter of a book), from 1."""
 
     line: int
     text: str
@@ -123,6 +126,9 @@ def read_file(
     name = path.name.lower()
     if name.endswith(".parquet"):
         return _parquet_documents(path, layout.key, progress)
+    if name.endswith((".epub", ".docx")):
+        texts = book if name.endswith(".epub") else word_file
+        return (Passage(number, text) for number, text in enumerate(texts(path, progress), 1))
     lines = read_lines(path, layout.encoding, progress)
     kind = Path(name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz")).suffix
     if kind in PAGES:
