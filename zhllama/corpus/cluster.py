@@ -38,23 +38,19 @@ class RayExecutor(LocalPipelineExecutor):  # type: ignore[misc]
         ranks = iter(self.get_incomplete_ranks(range(self.tasks)))
         attempt, executor = ray.remote(_attempt), ray.put(self)
         running: list[Any] = []
-        while True:
-            more = islice(ranks, self.workers - len(running))
-            running += [attempt.remote(executor, rank) for rank in more]
-            if not running:
-                return
-            done, running = ray.wait(running)
-            try:
-                problem = ray.get(done[0])
-            except ray.exceptions.RayTaskError:  # an error of ours
-                raise
-            except ray.exceptions.RayError as lost:
-                raise StoppedError(
-                    f"the Ray cluster lost a task four times ({type(lost).__name__}), most likely for its memory; "
-                    "run the same command with fewer --workers, it goes on where it stopped"
-                ) from lost
-            if problem:
-                raise problem
+        try:
+            while True:
+                more = islice(ranks, self.workers - len(running))
+                running += [attempt.remote(executor, rank) for rank in more]
+                if not running:
+                    return
+                done, running = ray.wait(running)
+                if problem := _told(ray, done[0]):
+                    raise problem
+        finally:
+            for task in running:  # or they would go on writing into what is being removed
+                ray.cancel(task, force=True)
+            ray.wait(running, num_returns=len(running)) if running else None
 
 
 def require_ray() -> None:
@@ -72,6 +68,24 @@ def _ray() -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or a cluster of its own reports itself
         ray.init(log_to_driver=False)
     return ray
+
+
+def _told(ray: Any, task: Any) -> Exception | None:
+    """What a task gave back.
+
+    Raises:
+        StoppedError: the cluster lost it.
+    """
+    try:
+        problem: Exception | None = ray.get(task)
+    except ray.exceptions.RayTaskError:  # an error of ours
+        raise
+    except ray.exceptions.RayError as lost:
+        raise StoppedError(
+            f"the Ray cluster lost a task four times ({type(lost).__name__}), most likely for its memory; run the same "
+            "command with fewer --workers, it goes on where it stopped"
+        ) from lost
+    return problem
 
 
 def _attempt(executor: RayExecutor, rank: int) -> Exception | None:

@@ -89,7 +89,8 @@ class CleanConfig:
     item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
     dry_run: bool = False
     """Clean a sample of at most 2,000 documents, the first ones of up to 100 files spread over the corpus, into
-    OUTPUT-dry-run, which the next dry run replaces: to look at its report.html before the whole."""
+    OUTPUT-dry-run, which the next dry run replaces: to look at its report.html before the whole. Here, whatever the
+    executor."""
     executor: Where = "local"
     """Where the work is done: here (local), on the Ray cluster that this machine belongs to (ray), or by jobs that are
     submitted (slurm). On a cluster corpus and output lie in a folder that all machines share. The output is the same."""
