@@ -179,14 +179,13 @@ def test_a_mistake_on_a_ray_node_is_one_line(tmp_path: Path, run: Run, corpus: P
     assert "\n" not in str(caught.value)
 
 
-def die(data: object, rank: int, world_size: int) -> None:
-    os.kill(os.getpid(), 9)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_nodes")
 def test_a_task_that_ray_loses_again_and_again_is_one_line(tmp_path: Path) -> None:
     from zhllama.corpus.cluster import RayExecutor
+
+    def die(data: object, rank: int, world_size: int) -> None:
+        os.kill(os.getpid(), 9)
 
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"the Ray cluster lost a task four times \(WorkerCrashedError\)"):
