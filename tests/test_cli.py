@@ -24,7 +24,7 @@ MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
 # Each imports only from earlier layers; a new noun gets its place here.
 LAYERS = (
     {"config", "overlap"},
-    {"jsonl"},
+    {"jsonl", "stop"},
     {"artifact", "terminal", "device"},
     {"page"},
     {"corpus"},

@@ -1,11 +1,7 @@
 import gzip
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from zhllama import cli
@@ -86,15 +82,6 @@ def test_nothing_but_the_summary_reaches_the_terminal(
     assert "90 documents" in said.out
     assert "INFO" not in said.out
     assert "Task 0" in (output / "logs" / "read.log").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
-    corpus = folder(tmp_path / "in")
-    one, _ = run(tmp_path, corpus, "one", workers=1, shard_megabytes=0.002)
-    two, _ = run(tmp_path, corpus, "two", workers=2, shard_megabytes=0.002)
-    assert contents(one) == contents(two)
-    assert len(list(one.glob("documents-*.jsonl"))) > 4
 
 
 def test_shards_change_the_files_and_not_the_documents(tmp_path: Path) -> None:
@@ -199,38 +186,6 @@ def test_a_run_goes_on_with_the_same_settings_and_text_only(
         output, _ = run(tmp_path, corpus, str(change), shard_megabytes=0.002, **settings)
         assert len(judged) == again
         assert contents(output) == expected
-
-
-STAGES = (
-    "read/completions/00001",
-    "near-pairs/completions/00003",
-    "near/completions",
-    "write/completions/00000",
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_run_goes_on_to_the_same_bytes_and_leaves_no_process(tmp_path: Path, stage: str) -> None:
-    corpus, flags = folder(tmp_path / "in"), {"workers": 2, "shard_megabytes": 0.002, "near_duplicates": True}
-    expected = contents(run(tmp_path, corpus, "whole", **flags)[0])
-    words = [
-        "clean",
-        "--corpus",
-        str(corpus),
-        "--output",
-        str(tmp_path / "out"),
-        "--shard-megabytes",
-        "0.002",
-    ]
-    with subprocess.Popen([sys.executable, "-m", "zhllama", *words, "--workers", "2"]) as process:
-        while not (tmp_path / "out" / "logs" / stage).exists():
-            assert process.poll() is None, "it finished before it could be killed"
-            time.sleep(0.002)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-    assert not psutil.wait_procs(children, timeout=20)[1]
-    assert contents(run(tmp_path, corpus, "out", **flags)[0]) == expected
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

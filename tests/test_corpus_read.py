@@ -130,7 +130,7 @@ def test_what_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         read_documents(tmp_path / "missing.txt")
     with pytest.raises(UserError, match="unsupported extension"):
-        read_documents(put(tmp_path / "a.docx", "x"))
+        read_documents(put(tmp_path / "a.doc", "x"))
     with pytest.raises(UserError, match="no file to read inside"):
         read_documents(tmp_path)
 
@@ -164,6 +164,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 def test_a_wrong_encoding_that_was_chosen_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not GB18030 at byte 4; give clean another --encoding"):
         texts(put(tmp_path / "a.txt", "中文".encode("gb18030") + b"\xff\xff"), Layout("gb18030"))
+
+
+def test_utf_16_without_its_mark_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a.txt: not UTF-16 at byte 0; give clean another --encoding"):
+        texts(put(tmp_path / "a.txt", "中文".encode()), Layout("utf-16"))
 
 
 def test_a_cut_zstandard_file_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.config import UserError, as_given
+from zhllama.stop import StoppedError, stopped_when_full
 
 RUN_FILE = "run.json"
 VERSIONED = (
@@ -39,11 +40,15 @@ NOT_CONTENT = re.compile(
 
 @dataclass
 class Artifact:
-    """A directory being written; what goes into `result` is what later commands may rely on."""
+    """A directory being written; what goes into `result` is what later commands may rely on.
+
+    Where it is `left_to_others`, another process will finish it, and `create` leaves it unfinished.
+    """
 
     path: Path
     record: dict[str, Any]
     result: dict[str, Any] = field(default_factory=dict)
+    left_to_others: bool = False
 
 
 @contextmanager
@@ -58,7 +63,8 @@ def create(
     """Write one directory: `run.json` without result first, with it last and atomically.
 
     An unfinished directory of the same command is started again (or, with `resume`, continued). A UserError
-    removes what was begun, unless it holds checkpoints; an interrupt leaves it, recognisable as unfinished.
+    removes what was begun, unless it holds checkpoints; a StoppedError, an interrupt or a full disk leaves it,
+    recognisable as unfinished.
 
     Args:
         kind: corpus, tokenizer, model, tokens, run or report.
@@ -66,40 +72,53 @@ def create(
 
     Raises:
         UserError: `output` holds a finished run or files that no zhllama command wrote, lies inside an input, or
-            cannot be made; with `resume`, the inputs are not those that the run began with.
+            cannot be made; with `resume`, the inputs are not those that the run began with; no space is left.
     """
     path = Path(output)
-    continued = _is_unfinished(path, command, inputs)
-    if continued and not resume:
-        shutil.rmtree(path)
-        continued = False
-    record: dict[str, Any] = {
-        "command": command,
-        "kind": kind,
-        "settings": as_given(config),
-        "versions": {name: _version(name) for name in VERSIONED},
-        "inputs": _described(inputs),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    if continued:
-        _check_continues(path, record["inputs"])
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"--output {path}: it cannot be made ({problem.strerror})") from problem
-    write_json(path / RUN_FILE, record)
-    artifact = Artifact(path, record)
-    begun = time.monotonic()
-    try:
-        yield artifact
-    except UserError:
-        if not continued and not any(path.glob("checkpoint-*")):  # hours of work are not half-written
-            shutil.rmtree(path)
-        raise
-    _grant_by_umask(path)
-    record["seconds"] = round(time.monotonic() - begun, 1)
-    record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
-    write_json(path / RUN_FILE, record)
+    with stopped_when_full(path):
+        continued = _is_unfinished(path, command, inputs)
+        if continued and not resume:
+            remove(path)
+            continued = False
+        record: dict[str, Any] = {
+            "command": command,
+            "kind": kind,
+            "settings": as_given(config),
+            "versions": {name: _version(name) for name in VERSIONED},
+            "inputs": _described(inputs),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        if continued:
+            _check_continues(path, record["inputs"])
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"--output {path}: it cannot be made ({problem.strerror})") from problem
+        write_json(path / RUN_FILE, record)
+        artifact = Artifact(path, record)
+        begun = time.monotonic()
+        try:
+            yield artifact
+        except StoppedError:
+            raise
+        except UserError:
+            if not continued and not any(path.glob("checkpoint-*")):  # hours of work are not half-written
+                remove(path)
+            raise
+        if artifact.left_to_others:
+            return
+        _grant_by_umask(path)
+        record["seconds"] = round(time.monotonic() - begun, 1)
+        record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
+        write_json(path / RUN_FILE, record)
+
+
+def remove(path: Path) -> None:
+    """Delete a directory in one step: a kill in between leaves another name, and no part that nobody knows."""
+    gone = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _grant_by_umask(path: Path) -> None:
@@ -168,11 +187,18 @@ def check_same(left: str, left_fingerprint: str, right: str, right_fingerprint: 
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 of a file, or of a directory's content (names and bytes; reports and checkpoints left out)."""
+    """sha256 of a file, or of a directory's content (names and bytes; reports and checkpoints left out).
+
+    Raises:
+        UserError: a file that cannot be read; inside a directory such a file counts by its name alone.
+    """
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as problem:
+            raise UserError(f"{path}: it cannot be read ({problem.strerror})") from problem
     recorded = read_record(path).get("result", {}).get("fingerprint")
     return str(recorded) if recorded else _content_hash(path)
 
@@ -263,7 +289,11 @@ def _content_hash(path: Path) -> str:
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file.is_file() and not any(NOT_CONTENT.match(part) for part in relative.parts):
-            digest.update(f"{relative.as_posix()}\0{fingerprint(file)}\n".encode())
+            try:
+                content = fingerprint(file)
+            except UserError:  # whoever needs it will say so
+                content = "unreadable"
+            digest.update(f"{relative.as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 
 

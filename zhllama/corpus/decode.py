@@ -73,8 +73,9 @@ def _decoded(path: Path, encoding: str, progress: Callable[[int], None] | None) 
         before = len(decoder.getstate()[0])  # bytes of a character cut by the chunk's edge
         try:
             text = decoder.decode(data, final=not data)
-        except UnicodeDecodeError as problem:
-            raise UserError(_not_encoded(path, encoding, offset - before + problem.start)) from problem
+        except UnicodeError as problem:  # UTF-16 without its mark says no place
+            start = problem.start if isinstance(problem, UnicodeDecodeError) else 0
+            raise UserError(_not_encoded(path, encoding, offset - before + start)) from problem
         yield text if offset else text.removeprefix("\ufeff")
         offset += len(data)
 

@@ -9,13 +9,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
-from functools import partial
+from itertools import islice
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import multiprocess  # type: ignore[import-untyped]
 from datatrove.executor import LocalPipelineExecutor
 from multiprocess import forkserver, resource_tracker
+
+from zhllama.config import UserError
+from zhllama.stop import StoppedError
 
 # Imported once by the process that workers fork from, not by each worker of each pass.
 PRELOAD = ["zhllama.corpus.stages", "zhllama.corpus.near"]
@@ -41,17 +46,70 @@ class Executor(LocalPipelineExecutor):  # type: ignore[misc]
             forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with multiprocess.get_context("forkserver").Pool(min(self.workers, len(ranks))) as pool:
-            for _ in pool.imap_unordered(partial(_run_task, self), ranks):
-                pass
+        _run_tasks(self, ranks)
 
 
-def _run_task(executor: Executor, rank: int) -> None:
-    """Run one task in a worker."""
-    if sys.stderr.name != os.devnull:
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the worker)
-        threading.Thread(target=_follow, args=(multiprocess.parent_process().sentinel,), daemon=True).start()
-    executor._run_for_rank(rank, 1)
+def _run_tasks(executor: Executor, ranks: list[int]) -> None:
+    """A process for each task, so many at a time; the first that fails or dies ends all.
+
+    Not a pool: that waits for ever for a worker that the kernel killed for its memory.
+    """
+    context = multiprocess.get_context("forkserver")
+    waiting = iter(ranks)
+    running: dict[Connection, Any] = {}
+    try:
+        while True:
+            for rank in islice(waiting, executor.workers - len(running)):
+                receiver, sender = context.Pipe(duplex=False)
+                log = f"{executor.logging_dir.path}/logs/task_{rank:05d}.log"
+                process = context.Process(
+                    target=_run_task, name=log, args=(executor, rank, sender), daemon=True
+                )
+                process.start()
+                sender.close()
+                running[receiver] = process
+            if not running:
+                return
+            for receiver in connection.wait(list(running)):
+                _finish(running.pop(receiver), receiver)  # type: ignore[call-overload, arg-type]
+    finally:
+        for process in running.values():
+            process.kill()
+            process.join()
+
+
+def _finish(process: Any, receiver: Connection) -> None:
+    """Raise what a task raised.
+
+    Raises:
+        StoppedError: the process was killed.
+        RuntimeError: it died of an error of ours.
+    """
+    try:
+        problem = receiver.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode > 0:
+            raise RuntimeError(f"a task failed; its log says why: {process.name}") from None
+        raise StoppedError(
+            f"a worker process was killed (signal {-process.exitcode}), most likely for its memory; run the same "
+            "command with fewer --workers, it goes on where it stopped"
+        ) from None
+    process.join()
+    receiver.close()
+    if problem:
+        raise problem
+
+
+def _run_task(executor: Executor, rank: int, sender: Connection) -> None:
+    """Run one task in a process of its own; send None, or what the user should know."""
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the process)
+    threading.Thread(target=_follow, args=(multiprocess.parent_process().sentinel,), daemon=True).start()
+    try:
+        executor._run_for_rank(rank, 1)
+        sender.send(None)
+    except (UserError, OSError) as problem:
+        sender.send(problem)
 
 
 @contextlib.contextmanager

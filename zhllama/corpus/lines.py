@@ -87,7 +87,7 @@ class SignLines(PipelineStep):  # type: ignore[misc]
         seen["first"] = np.concatenate([np.empty(0, dtype=np.uint32), *numbers])[first]
         folder = Path(self.work) / "lines"
         folder.mkdir(exist_ok=True)
-        seen.tofile(folder / f"{rank:05d}")
+        (folder / f"{rank:05d}").write_bytes(seen.data)
 
 
 class FindLines(PipelineStep):  # type: ignore[misc]
@@ -130,7 +130,7 @@ class FindLines(PipelineStep):  # type: ignore[misc]
         listed["keeper"][owners] = table["first"][owners]
         for number, output in enumerate(outputs):
             with output.open("ab") as file:
-                listed[removed & (which == number)].tofile(file)
+                file.write(listed[removed & (which == number)].data)
 
 
 class RemoveLines(PipelineStep):  # type: ignore[misc]

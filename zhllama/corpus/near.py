@@ -79,10 +79,10 @@ class SignNear(PipelineStep):  # type: ignore[misc]
             records = np.column_stack([table[:, bucket], np.array(numbers, dtype="<u4")]).astype("<u4")
             folder = Path(self.work) / "near-signatures" / f"bucket_{bucket:03d}"
             folder.mkdir(parents=True, exist_ok=True)
-            records[np.lexsort(records.T[::-1])].tofile(folder / f"{rank:05d}.minhash.sig")
+            (folder / f"{rank:05d}.minhash.sig").write_bytes(records[np.lexsort(records.T[::-1])].data)
         folder = Path(self.work) / "near-lengths"
         folder.mkdir(parents=True, exist_ok=True)
-        np.array(lengths, dtype="<u4").tofile(folder / f"{rank:05d}")
+        (folder / f"{rank:05d}").write_bytes(np.array(lengths, dtype="<u4").data)
 
 
 class ChooseBest(PipelineStep):  # type: ignore[misc]
@@ -118,7 +118,7 @@ class ChooseBest(PipelineStep):  # type: ignore[misc]
         (work / "near").mkdir(exist_ok=True)
         for part in np.unique(dropped >> np.uint64(32)):
             chosen = dropped[dropped >> np.uint64(32) == part].astype(np.uint32)
-            chosen.tofile(work / "near" / f"{part:05d}")
+            (work / "near" / f"{part:05d}").write_bytes(chosen.data)
         sizes, counts = np.unique(np.bincount(roots)[np.unique(roots)], return_counts=True)
         tally.clusters.update(dict(zip(map(str, sizes.tolist()), counts.tolist(), strict=True)))
         tally.save(self.work, "near", rank)

@@ -8,15 +8,18 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zhllama.corpus.cluster import Chain, RayExecutor
 from zhllama.corpus.convert import Forms
 from zhllama.corpus.lines import FindLines, RemoveLines, Repeats, SignLines
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout
 from zhllama.corpus.rules import Limits
 from zhllama.corpus.screen import Screen
+from zhllama.corpus.settings import Slurm, Where
 from zhllama.terminal import progress_bar
 
 LINES = 1000  # signatures that datatrove reads ahead of each task
@@ -24,7 +27,7 @@ LINES = 1000  # signatures that datatrove reads ahead of each task
 
 @dataclass(frozen=True)
 class Plan:
-    """What the passes do, and with how many processes."""
+    """What the passes do, where, and with how many processes."""
 
     layout: Layout
     broken: Broken
@@ -36,27 +39,30 @@ class Plan:
     near: bool
     repeats: Repeats
     decontaminate: Path | None
+    where: Where
+    slurm: Slurm
     workers: int
     shard_bytes: int
     most: int | None = None  # documents of a file
 
 
-def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> None:
-    """Write the documents of `output`, and what `Tally.total` sums up into `output/.work`."""
+def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Chain | None:
+    """Write the documents of `output`, and what `Tally.total` sums up into `output/.work`; or give the jobs for it."""
     from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
     from zhllama.corpus import contamination, duplicates, measure, near, stages
-    from zhllama.corpus.executor import Executor, logged
 
+    output = output.resolve()  # tasks elsewhere have a working directory of their own
     work = output / ".work"
     folder = str(work)
     tasks = _bundle(files, source, work, plan.shard_bytes)
-    workers = plan.workers or len(os.sched_getaffinity(0))
+    chain = Chain(plan.slurm, output, plan.workers) if plan.where == "slurm" else None
+    launch = chain.add if chain else partial(_run_now, plan, output)
+    show = _silent if chain else _progress
 
     def run(stage: str, pipeline: list[Any], tasks: int = tasks) -> None:
-        with logged(output / "logs" / f"{stage}.log"):
-            Executor(pipeline, tasks, min(workers, tasks), str(output / "logs" / stage)).run()
+        launch(stage, pipeline, tasks)
 
     first = [
         stages.ReadBundle(folder, plan.layout, plan.broken, plan.most),
@@ -71,7 +77,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
         first.append(duplicates.SignSame(folder))
     if plan.near:
         first.append(near.SignNear(folder))
-    with _progress("reading and filtering (KB)", sum(map(_size, files)), work / "progress-read"):
+    with show("reading and filtering (KB)", sum(map(_size, files)), work / "progress-read"):
         run("read", first)
     if plan.deduplicate:
         run("same", [ExactFindDedups(str(work / "signatures"), str(work / "duplicates"), duplicates.SAME)], 1)
@@ -89,7 +95,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
             duplicates.DropDuplicates(folder, count=False),
             SignLines(folder, plan.repeats),
         ]
-        with _progress("comparing lines (KB)", kept, work / "progress-lines"):
+        with show("comparing lines (KB)", kept, work / "progress-lines"):
             run("lines", lines)
         run("lines-found", [FindLines(folder, plan.repeats)], 1)
     last = [
@@ -99,8 +105,19 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Non
         measure.Measure(folder, "after"),
         stages.WriteDocuments(str(output), "documents-${rank}.jsonl", plan.shard_bytes),
     ]
-    with _progress("writing (KB)", kept, work / "progress-write"):
+    with show("writing (KB)", kept, work / "progress-write"):
         run("write", last)
+    return chain
+
+
+def _run_now(plan: Plan, output: Path, stage: str, pipeline: list[Any], tasks: int) -> None:
+    """Run a pass to its end, on this machine or on a Ray cluster."""
+    from zhllama.corpus.executor import Executor, logged
+
+    most = plan.workers or (tasks if plan.where == "ray" else len(os.sched_getaffinity(0)))
+    executor = RayExecutor if plan.where == "ray" else Executor
+    with logged(output / "logs" / f"{stage}.log"):
+        executor(pipeline, tasks, min(most, tasks), str(output / "logs" / stage)).run()
 
 
 def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
@@ -143,6 +160,12 @@ def _progress(what: str, total: int, folder: Path) -> Iterator[None]:
         finally:
             done.set()
             watcher.join()
+
+
+@contextlib.contextmanager
+def _silent(what: str, total: int, folder: Path) -> Iterator[None]:
+    """No bar where jobs are only written down."""
+    yield
 
 
 def _size(file: Path) -> int:

@@ -1,17 +1,19 @@
-"""Documents from .txt, .jsonl, .parquet, .html and .md files, streamed; one reader for every command."""
+"""Documents from .txt, .jsonl, .parquet, .html, .md, .epub and .docx files, streamed; one reader for every command."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 from zhllama.artifact import require
 from zhllama.config import UserError
 from zhllama.corpus import decode
+from zhllama.corpus.books import book, word_file
 from zhllama.corpus.decode import read_lines
 from zhllama.corpus.pages import markdown, web_page, whole
 from zhllama.terminal import warn
@@ -20,12 +22,14 @@ Broken = Literal["stop", "skip"]
 Split = Literal["guess", "file", "line", "blank-line"]
 PAGES = {".html": web_page, ".htm": web_page, ".md": markdown}
 PACKED = ("", ".gz", ".zst", ".xz")
-KINDS = (".parquet", *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
+# These say themselves how their text is encoded.
+SELF_ENCODED = {".parquet", ".epub", ".docx"}
+KINDS = (*sorted(SELF_ENCODED), *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
 CORPUS_FILES = "documents-*.jsonl"
 
 
 class Passage(NamedTuple):
-    """A document and where it begins: the line of its file (the row of a Parquet file), from 1."""
+    """A document and where it begins: the line of its file (the row of a Parquet file, the chapter of a book), from 1."""
 
     line: int
     text: str
@@ -72,7 +76,8 @@ def list_files(source: Path) -> list[Path]:
     Hidden files are left out; files of other kinds in a folder are left out with a warning.
 
     Raises:
-        UserError: no such path, an unfinished corpus or another kind of directory, no file of a kind we read.
+        UserError: no such path, an unfinished corpus or another kind of directory, a folder that cannot be opened,
+            no file of a kind we read.
     """
     source = Path(source)
     if not source.exists():
@@ -83,7 +88,8 @@ def list_files(source: Path) -> list[Path]:
         return [source]
     if (require(source, "corpus", "--corpus") / "run.json").is_file():
         return sorted(source.glob(CORPUS_FILES))
-    inside = [file.relative_to(source) for file in source.rglob("*") if file.is_file()]
+    every = [Path(folder, name) for folder, _, names in os.walk(source, onerror=_refuse) for name in names]
+    inside = [file.relative_to(source) for file in every if file.is_file()]
     seen = sorted(file for file in inside if not any(part.startswith(".") for part in file.parts))
     files = [source / file for file in seen if file.name.lower().endswith(KINDS)]
     if not files:
@@ -91,6 +97,13 @@ def list_files(source: Path) -> list[Path]:
     if other := [file.name for file in seen if not file.name.lower().endswith(KINDS)]:
         warn(f"{source}: left out {len(other)} files of other kinds ({', '.join(other[:3])})")
     return files
+
+
+def _refuse(problem: OSError) -> NoReturn:
+    """Path.rglob would pass a folder that it may not open in silence."""
+    raise UserError(
+        f"{problem.filename}: this folder cannot be opened ({problem.strerror}); change its permissions"
+    ) from problem
 
 
 def read_file(
@@ -113,6 +126,9 @@ def read_file(
     name = path.name.lower()
     if name.endswith(".parquet"):
         return _parquet_documents(path, layout.key, progress)
+    if name.endswith((".epub", ".docx")):
+        texts = book if name.endswith(".epub") else word_file
+        return (Passage(number, text) for number, text in enumerate(texts(path, progress), 1))
     lines = read_lines(path, layout.encoding, progress)
     kind = Path(name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz")).suffix
     if kind in PAGES:

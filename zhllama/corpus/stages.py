@@ -23,7 +23,7 @@ from zhllama.corpus.convert import Forms
 from zhllama.corpus.decode import detect_encoding
 from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
-from zhllama.corpus.read import Broken, Layout, read_file
+from zhllama.corpus.read import SELF_ENCODED, Broken, Layout, read_file
 from zhllama.corpus.rules import Limits, judge
 from zhllama.corpus.screen import Screen
 from zhllama.corpus.tally import Meter, Tally
@@ -64,7 +64,7 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
         splits: list[str] = []
         skip = partial(tally.skip, "rows") if self.broken == "skip" else None
         layout = self.layout
-        if layout.encoding == "guess" and path.suffix != ".parquet":
+        if layout.encoding == "guess" and path.suffix.lower() not in SELF_ENCODED:
             layout = replace(layout, encoding=detect_encoding(path))
             tally.encodings[layout.encoding] += 1
         passages = read_file(path, layout, meter, splits.append, skip)
