@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from corpus_speed import signatures, whole
+from corpus_speed import sign, whole
 from table import machine, write_table
 
 EACH = 200
@@ -244,5 +244,5 @@ def near() -> None:
 if __name__ == "__main__":
     privacy()
     near()
-    signatures()
+    sign()
     whole()

@@ -26,13 +26,13 @@ SIZES = (10, 100, 1000)  # megabytes
 FILE_MEGABYTES = 5
 
 
-def signatures() -> None:
+def sign() -> None:
     """Our signatures against datatrove's own block given the same characters, in turns, by processor time."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-    from zhllama.corpus.grams import letters
-    from zhllama.corpus.near import NEAR, permutations, signature
+    from zhllama.corpus.grams import letters, signatures
+    from zhllama.corpus.near import GRAM, NEAR, PERMUTED_BY
     from zhllama.demo.material import news
 
     class Characters(WordTokenizer):
@@ -43,12 +43,11 @@ def signatures() -> None:
 
     articles = news()[::4]
     characters = sum(map(len, articles))
-    peer, permuted_by = MinhashDedupSignature(tempfile.mkdtemp(), NEAR, Characters()), permutations()
+    peer = MinhashDedupSignature(tempfile.mkdtemp(), NEAR, Characters())
     seconds: dict[str, list[float]] = {"zhllama": [], "datatrove": []}
     for _ in range(ROUNDS):
         begun = time.process_time()
-        for article in articles:
-            signature(letters(article), permuted_by)
+        signatures(map(letters, articles), GRAM, PERMUTED_BY)
         middle = time.process_time()
         for article in articles:
             peer.get_signature(peer.get_shingles(article))

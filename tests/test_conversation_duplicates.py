@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from zhllama.conversation.duplicates import jaccard, near_copies, plain, repeats, windows
+from zhllama.conversation.duplicates import jaccard, near_copies, plain, repeats
+from zhllama.corpus.grams import windows
 
 
 def changed(text: str, count: int, seed: int) -> str:

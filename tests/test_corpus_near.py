@@ -7,8 +7,8 @@ import pytest
 from datatrove.pipeline.dedup.minhash import read_sigs
 
 from zhllama.corpus.clean import CleanConfig, clean
-from zhllama.corpus.grams import gram_hashes, letters
-from zhllama.corpus.near import GRAM, NEAR, _components, permutations, signature
+from zhllama.corpus.grams import AT_ONCE, gram_hashes, letters, signatures
+from zhllama.corpus.near import GRAM, NEAR, PERMUTED_BY, _components
 from zhllama.corpus.read import read_documents
 
 
@@ -52,24 +52,25 @@ def test_texts_are_compared_by_letters_and_digits() -> None:
 
 
 def test_signatures_estimate_the_share_of_common_grams_without_bias(articles: list[str]) -> None:
-    permuted_by = permutations()
     errors = []
     for number, text in enumerate(articles):
         pair = [letters(text), letters(altered(text, 0.03, number))]
         grams = [set(gram_hashes(each, GRAM).tolist()) for each in pair]
-        signed = [signature(each, permuted_by) for each in pair]
-        errors.append(np.mean(signed[0] == signed[1]) - len(grams[0] & grams[1]) / len(grams[0] | grams[1]))  # type: ignore[operator]
+        signed = signatures(pair, GRAM, PERMUTED_BY)
+        errors.append(np.mean(signed[0] == signed[1]) - len(grams[0] & grams[1]) / len(grams[0] | grams[1]))
     assert abs(np.mean(errors)) < 0.02  # the standard error of 60 estimates of 112 hashes is 0.006
     assert np.std(errors) < 0.06
 
 
-def test_a_long_text_is_hashed_in_parts_to_the_same_signature() -> None:
-    text = "".join(random.Random(1).choices("天地玄黄宇宙洪荒日月盈昃辰宿列张", k=9000))
-    permuted_by = permutations()
-    factors, terms = permuted_by
-    hashes = (gram_hashes(text, GRAM) >> np.uint64(32)).astype(np.uint32)
-    assert (signature(text, permuted_by) == (factors * hashes + terms).min(axis=1)).all()
-    assert signature("四个字啊", permuted_by) is None
+def test_a_text_has_the_same_signature_whatever_stands_beside_it() -> None:
+    source = random.Random(1)
+    lengths = [5, 9000, 6, AT_ONCE + 1, 40, 70]
+    texts = ["".join(source.choices("天地玄黄宇宙洪荒日月盈昃辰宿列张", k=length)) for length in lengths]
+    factors, terms = PERMUTED_BY
+    for text, signed in zip(texts, signatures(texts, GRAM, PERMUTED_BY), strict=True):
+        hashes = (gram_hashes(text, GRAM) >> np.uint64(32)).astype(np.uint32)
+        assert (signed == (factors[:, None] * hashes + terms[:, None]).min(axis=1)).all()
+    assert signatures([], GRAM, PERMUTED_BY).shape == (0, 112)
 
 
 def test_components_are_named_by_their_least_member() -> None:
@@ -148,5 +149,5 @@ def test_signatures_are_in_the_format_that_datatrove_reads(tmp_path: Path, artic
     folder = get_datafolder(str(tmp_path / "near-signatures"))
     read = list(read_sigs(folder.open("bucket_002/00003.minhash.sig", "rb"), 0, NEAR))
     assert sorted(each.doc_id for each in read) == list(range(len(articles)))
-    expected = signature(letters(articles[7]), permutations())
-    assert next(each.sig for each in read if each.doc_id == 7) == tuple(expected[16:24].tolist())  # type: ignore[index]
+    [expected] = signatures([letters(articles[7])], GRAM, PERMUTED_BY)
+    assert next(each.sig for each in read if each.doc_id == 7) == tuple(expected[16:24].tolist())

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zhllama.corpus.grams import gram_hashes
+from zhllama.corpus.grams import permutations, signatures
 
 GRAM = 5
 BANDS, ROWS = 16, 4  # at a similarity of 0.8 one pair in 5,000 is missed
 SLACK = 0.2  # by which an estimate of 64 hashes may fall short of the similarity that is then counted
-AT_ONCE = 1 << 16  # characters hashed at a time: they stay in the cache
 PAIRS_AT_ONCE = 1 << 16
 
 
@@ -42,14 +41,14 @@ def near_copies(texts: Sequence[str], similarity: float, of: int | None = None) 
     found = np.zeros(len(texts), dtype=bool)
     if len(texts) < 2:
         return found
-    signatures = np.concatenate(list(_signatures(texts)))
-    for pairs in _proposed(signatures):
+    signed = signatures(texts, GRAM, permutations(BANDS * ROWS, 0))
+    for pairs in _proposed(signed):
         if of is not None:
             pairs = pairs[(pairs[:, 0] < of) & (pairs[:, 1] >= of)]
         pairs = pairs[~found[pairs[:, 1]]]
         for first in range(0, len(pairs), PAIRS_AT_ONCE):
             some = pairs[first : first + PAIRS_AT_ONCE]
-            estimates = (signatures[some[:, 0]] == signatures[some[:, 1]]).mean(axis=1)
+            estimates = (signed[some[:, 0]] == signed[some[:, 1]]).mean(axis=1)
             for earlier, later in some[estimates >= similarity - SLACK].tolist():
                 found[later] = found[later] or jaccard(texts[earlier], texts[later]) >= similarity
     return found
@@ -61,48 +60,8 @@ def jaccard(left: str, right: str) -> float:
     return len(first & second) / len(first | second)
 
 
-def windows(texts: Sequence[str], width: int) -> NDArray[Any]:
-    """(characters,) uint32, a hash of the `width` characters that begin at each one of all texts.
-
-    Between texts stand `width` zeros, which windows at their ends run into.
-    """
-    gap = "\0" * width
-    return (gram_hashes(gap.join(texts) + gap, width) >> np.uint64(32)).astype(np.uint32)
-
-
 def _grams(text: str) -> set[str]:
     return {text[at : at + GRAM] for at in range(max(1, len(text) - GRAM + 1))}
-
-
-def _signatures(texts: Sequence[str]) -> Iterator[NDArray[Any]]:
-    """(some texts, BANDS x ROWS) uint32 at a time."""
-    drawn = np.random.default_rng(0)
-    factors, terms = drawn.integers(1 << 32, size=(2, BANDS * ROWS), dtype=np.uint32)
-    factors |= np.uint32(1)
-    for some in _by_size(texts):
-        hashes = windows(some, GRAM)
-        lengths = np.asarray([len(text) for text in some])
-        starts = np.cumsum(lengths + GRAM) - lengths - GRAM
-        # A short text's windows run into the zeros behind it; of a longer one only whole ones count.
-        ends = starts + np.maximum(lengths - GRAM + 1, 1)
-        edges = np.stack([starts, ends], axis=1).ravel()
-        result = np.empty((len(some), BANDS * ROWS), dtype=np.uint32)
-        for place, (factor, term) in enumerate(zip(factors, terms, strict=True)):
-            result[:, place] = np.minimum.reduceat(hashes * factor + term, edges)[::2]
-        yield result
-
-
-def _by_size(texts: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _proposed(signatures: NDArray[Any]) -> Iterator[NDArray[Any]]:

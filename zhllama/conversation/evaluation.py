@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zhllama.config import UserError
-from zhllama.conversation.duplicates import near_copies, plain, windows
+from zhllama.conversation.duplicates import near_copies, plain
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect
 from zhllama.conversation.read import read_rows
+from zhllama.corpus.grams import windows
 
 WIDTH = 10  # characters of a question from which on it is looked for inside of longer texts
 QUESTION_KEYS = ("question", "prompt", "instruction", "input", "text")

@@ -17,34 +17,12 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.hashing import HashConfig
 from numpy.typing import NDArray
 
-from zhllama.corpus.grams import gram_hashes, letters
+from zhllama.corpus.grams import letters, permutations, signatures
 from zhllama.corpus.tally import Tally
 
 GRAM = 5
-CHUNK = 4096  # hashes of so many grams at a time stay in the processor's cache
 NEAR = MinhashConfig(n_grams=GRAM, hash_config=HashConfig(precision=32))
-
-
-def permutations(seed: int = NEAR.seed) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Factors and terms, (112, 1) each, of the permutations x -> ax + b modulo 2^32."""
-    source = np.random.RandomState(seed)
-    count = (NEAR.num_buckets * NEAR.hashes_per_bucket, 1)
-    factors, terms = (source.randint(0, 2**32, size=count, dtype=np.uint32) for _ in range(2))
-    return factors | np.uint32(1), terms
-
-
-def signature(
-    compared: str, permuted_by: tuple[NDArray[np.uint32], NDArray[np.uint32]]
-) -> NDArray[np.uint32] | None:
-    """The least of each permutation of the 5-grams' hashes, (112,); None where a text is too short for one."""
-    hashes = (gram_hashes(compared, GRAM) >> np.uint64(32)).astype(np.uint32)
-    if not len(hashes):
-        return None
-    factors, terms = permuted_by
-    least: NDArray[np.uint32] = (factors * hashes[:CHUNK] + terms).min(axis=1)
-    for start in range(CHUNK, len(hashes), CHUNK):
-        np.minimum(least, (factors * hashes[start : start + CHUNK] + terms).min(axis=1), out=least)
-    return least
+PERMUTED_BY = permutations(NEAR.num_buckets * NEAR.hashes_per_bucket, NEAR.seed)
 
 
 class SignNear(PipelineStep):  # type: ignore[misc]
@@ -62,19 +40,19 @@ class SignNear(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         """Memory is that of one task's signatures, 448 bytes a document."""
-        permuted_by = permutations()
         lengths: list[int] = []
         numbers: list[int] = []
-        signatures: list[NDArray[np.uint32]] = []
-        for number, document in enumerate(data):
-            compared = letters(document.text)
-            lengths.append(len(compared))
-            if (signed := signature(compared, permuted_by)) is not None:
-                numbers.append(number)
-                signatures.append(signed)
-        table = np.array(signatures, dtype="<u4").reshape(
-            len(numbers), NEAR.num_buckets, NEAR.hashes_per_bucket
-        )
+
+        def compared() -> Iterator[str]:
+            for number, document in enumerate(data):
+                text = letters(document.text)
+                lengths.append(len(text))
+                if len(text) >= GRAM:
+                    numbers.append(number)
+                    yield text
+
+        signed = signatures(compared(), GRAM, PERMUTED_BY)
+        table = signed.reshape(len(numbers), NEAR.num_buckets, NEAR.hashes_per_bucket)
         for bucket in range(NEAR.num_buckets):
             records = np.column_stack([table[:, bucket], np.array(numbers, dtype="<u4")]).astype("<u4")
             folder = Path(self.work) / "near-signatures" / f"bucket_{bucket:03d}"
