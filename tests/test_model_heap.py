@@ -7,21 +7,27 @@ import pytest
 import torch
 from test_model_trainable import LORA, blocks_of
 
-from zhllama.model import heap
+from zhllama.model import heap, trainable
 from zhllama.model.trainable import load_trainable
 
 
-def test_every_pass_trims_before_its_loss(
-    extended_models: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_pass_trims_before_its_loss_and_with_checkpointing_between_layers(
+    extended_models: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     trims: list[int] = []
     monkeypatch.setattr(heap, "_malloc_trim", lambda: trims.append)
+    monkeypatch.setattr(trainable, "LAYERS", 1)
     model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    layers = 0
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        layers = len(model.base.get_decoder().layers)
     with torch.no_grad():
         model(**blocks_of(model, [20]))
-    assert trims == [0]
+    assert len(trims) == 1 + layers
     model(**blocks_of(model, [20]))["loss"].backward()
-    assert trims == [0, 0]
+    assert len(trims) == 2 * (1 + layers) + layers
 
 
 def test_a_trim_gives_memory_back() -> None:

@@ -161,7 +161,7 @@ def test_checkpointing_trades_activations_for_operations() -> None:
     plain = Job(shape_config(known_shape("7b")), 18_048, batch=4, block=1024)
     frugal = replace(plain, checkpointing=True)
     (_, before), (_, after) = (memory(job, count(job)) for job in (plain, frugal))
-    assert after["activations kept"] + after["one layer at work"] < before["activations kept"] / 7
+    assert after["activations kept"] + after["one layer at work"] < before["activations kept"] / 6.5
     cheap, dear = (flops_per_token(job, count(job)) for job in (plain, frugal))
     assert cheap["recomputation"] == 0 < dear["recomputation"] == dear["forward"] + dear["attention"] / 3
     assert {**dear, "recomputation": 0} == cheap

@@ -22,7 +22,7 @@ from zhllama.config import UserError, as_given
 from zhllama.stop import StoppedError, stopped_when_full
 
 RUN_FILE = "run.json"
-VERSIONED = (
+VERSIONED = [
     "zhllama",
     "torch",
     "transformers",
@@ -31,7 +31,7 @@ VERSIONED = (
     "sentencepiece",
     "tokenizers",
     "datasets",
-)
+]
 # Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
 NOT_CONTENT = re.compile(
     r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."

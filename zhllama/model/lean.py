@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from zhllama.device import product_dtype
 
 
-def make_lean(model: nn.Module) -> None:
+def make_lean(model: nn.Module, kind: str | None = None) -> None:
     """Exchange the forward passes of the layers that are of the known form; any other stays as it is.
+
+    Products are those of a `kind` of device, cpu or cuda: by default of the one that the tensors lie on.
 
     A LoRA layer is, unless it has dropout, a bias or DoRA's magnitudes, or ZeRO-3 holds its weights: its hooks gather
     them where peft's own forward pass runs.
@@ -34,7 +36,7 @@ def make_lean(model: nn.Module) -> None:
         elif hasattr(module, "gate_proj") and "SiLU" in type(getattr(module, "act_fn", None)).__name__:
             module.forward = MethodType(_gated_mlp, module)
         elif isinstance(module, LoraLayer) and _is_plain(module):
-            module.forward = MethodType(_lora, module)
+            module.forward = partial(_lora, module, kind)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -83,9 +85,10 @@ def _gated_mlp(self: Any, x: Tensor) -> Tensor:
     return product
 
 
-def _lora(self: Any, x: Tensor) -> Tensor:
+def _lora(self: Any, kind: str | None, x: Tensor) -> Tensor:
     parts = (self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight)
-    result: Tensor = _Lora.apply(x, *parts, self.scaling["default"], getattr(x, MADE_BY, None))  # type: ignore[no-untyped-call]
+    scale, made_by = self.scaling["default"], getattr(x, MADE_BY, None)
+    result: Tensor = _Lora.apply(x, *parts, scale, made_by, kind or x.device.type)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -137,14 +140,14 @@ class _Gate(torch.autograd.Function):
 class _Lora(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float, made_by: Any
+        ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float, made_by: Any, as_on: str
     ) -> Tensor:
         kind = x.device.type
         # Autocast would make copies again for the backward pass: matrices are cast by hand.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         with torch.autocast(kind, enabled=False):
             rows = x.flatten(0, -2).to(dtype)
-            factors = product_dtype(dtype, kind)
+            factors = product_dtype(dtype, as_on)
             wide = rows.to(factors)
             narrow = wide @ down.to(factors).T
             result = wide @ weight.to(factors).T
@@ -170,4 +173,4 @@ class _Lora(torch.autograd.Function):
                 of_x = outside @ weight.to(ctx.factors)
                 of_x.addmm_(inside, down.to(ctx.factors), alpha=ctx.scale)
                 of_x = of_x.view(ctx.shape).to(ctx.dtype)
-        return of_x, None, of_down.to(down.dtype), of_up.to(up.dtype), None, None
+        return of_x, None, of_down.to(down.dtype), of_up.to(up.dtype), None, None, None

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from zhllama.config import UserError
+from zhllama.device import product_dtype
 from zhllama.model.adapter import Body, Embeddings, LoraSettings
 from zhllama.model.loss import ROWS, chunk_size
 from zhllama.model.trace import Traced, trace
@@ -134,6 +135,7 @@ def count(job: Job) -> Counts:
         trained,
         trained if job.embeddings == "all" else half,
         job.checkpointing,
+        "cpu" if job.cpu else "cuda",
     )
     rows = {"new": job.new_rows, "all": config.vocab_size, "none": 0}[job.embeddings] * config.hidden_size
     tied = bool(config.tie_word_embeddings)
@@ -235,11 +237,16 @@ def _loss(job: Job, trained_rows: int, wide: int) -> tuple[float, float]:
     chunk = chunk_size(tokens, config.vocab_size)
     hidden = tokens * config.hidden_size
     copies = narrow * trained_rows if job.trained_bytes != narrow else 0
-    logits = chunk * config.vocab_size * (4 + (narrow if narrow != 4 else 0))
-    # The states with a label and their gradient; the rows' gradient in float32, and one of its products, which a sum
-    # of two dtypes on CPU holds once more.
+    converted = job.cpu and narrow != 4 and product_dtype(torch.bfloat16, "cpu") == torch.float32
+    in_float32 = converted or narrow == 4
+    logits = chunk * config.vocab_size * (4 + (0 if in_float32 else narrow))
+    # The states with a label and their gradient; the rows' gradient in float32. What is not multiplied in float32 makes
+    # a product and a sum of it; what is may have some rows converted. A chunk's own gradient takes four of its size.
     labelled = hidden * (wide + narrow) + 16 * tokens
-    product = min(ROWS * config.hidden_size, trained_rows) * (narrow + (4 if job.cpu and narrow != 4 else 0))
+    product = 4 * ROWS * config.hidden_size * converted
+    if not in_float32:
+        product = min(ROWS * config.hidden_size, trained_rows) * (narrow + 4)
+    product = max(product, 4 * 4 * chunk * config.hidden_size)
     forward = labelled + copies + logits + 4 * trained_rows + product
     backward = labelled + trained_rows * (4 + (narrow if job.trained_bytes != 4 else 0)) + 2 * hidden * wide
     return forward, backward

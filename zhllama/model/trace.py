@@ -100,6 +100,7 @@ def trace(
     trained: torch.dtype,
     stream: torch.dtype,
     checkpointing: bool,
+    kind: str,
 ) -> Traced:
     """Trace one layer of the model that a transformers config describes.
 
@@ -108,11 +109,12 @@ def trace(
         weights, trained: what frozen and trained weights are held in; autocast to `weights` where they differ.
         stream: what the embedding gives, hence the residual stream.
         checkpointing: run the layer as training does with gradient checkpointing.
+        kind: of the device that it is planned for, cpu or cuda.
     """
     config = copy.deepcopy(config)
     config.num_hidden_layers = 1
     config.use_cache = False
-    model = _model(config, body, lora)
+    model = _model(config, body, lora, kind)
     with FakeTensorMode():
         _materialise(model, weights, trained)
         decoder = model.get_decoder()
@@ -149,7 +151,7 @@ def _is_matrix(name: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and "lora_" not in name
 
 
-def _model(config: Any, body: Body, lora: LoraSettings | None) -> Any:
+def _model(config: Any, body: Body, lora: LoraSettings | None, kind: str) -> Any:
     """The model on the meta device with what trains of its layer marked, as `load_trainable` does."""
     from transformers import AutoModelForCausalLM
 
@@ -161,7 +163,7 @@ def _model(config: Any, body: Body, lora: LoraSettings | None) -> Any:
             model = inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".layers." in name and (body == "full" or "lora_" in name))
-    make_lean(model)
+    make_lean(model, kind)
     return model
 
 

@@ -25,7 +25,7 @@ from zhllama.model.adapter import (
     lora_config,
     part_of,
 )
-from zhllama.model.heap import trim_before_loss
+from zhllama.model.heap import LAYERS, trim_before
 from zhllama.model.lean import make_lean
 from zhllama.model.loss import IGNORED, linear_cross_entropy
 from zhllama.model.prompt import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
@@ -144,6 +144,8 @@ class TrainableModel(nn.Module):
         """Trainer's switch, handed to the decoder; frozen embeddings must let gradients through."""
         self.base.activation_checkpointing_enable(**settings)
         self.base.enable_input_require_grads()
+        if self.base.device.type == "cpu":  # a layer's forward pass comes again in the backward pass
+            trim_before(self.base.get_decoder().layers[::LAYERS])
 
 
 def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
@@ -200,7 +202,7 @@ def load_trainable(
             parameter.data = parameter.data.float()
     make_lean(base)
     if base.device.type == "cpu":
-        trim_before_loss(base)
+        trim_before([base.get_output_embeddings()])
     model = TrainableModel(base, count)
     return model.to(device) if device else model
 
