@@ -144,8 +144,10 @@ class TrainableModel(nn.Module):
         """Trainer's switch, handed to the decoder; frozen embeddings must let gradients through."""
         self.base.activation_checkpointing_enable(**settings)
         self.base.enable_input_require_grads()
-        if self.base.device.type == "cpu":  # a layer's forward pass comes again in the backward pass
-            trim_before(self.base.get_decoder().layers[::LAYERS])
+        if (
+            self.base.device.type == "cpu"
+        ):  # norms: a layer's own hooks do not see that it runs again in the backward pass
+            trim_before(layer.input_layernorm for layer in self.base.get_decoder().layers[::LAYERS])
 
 
 def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
