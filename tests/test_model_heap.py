@@ -18,7 +18,7 @@ def test_every_pass_trims_before_its_loss_and_with_checkpointing_between_layers(
     trims: list[int] = []
     monkeypatch.setattr(heap, "_malloc_trim", lambda: trims.append)
     monkeypatch.setattr(trainable, "LAYERS", 1)
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    model = load_trainable(extended_models[kind], "new", LORA, torch.float32).train()
     layers = 0
     if checkpointing:
         model.activation_checkpointing_enable()

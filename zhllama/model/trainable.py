@@ -144,9 +144,8 @@ class TrainableModel(nn.Module):
         """Trainer's switch, handed to the decoder; frozen embeddings must let gradients through."""
         self.base.activation_checkpointing_enable(**settings)
         self.base.enable_input_require_grads()
-        if (
-            self.base.device.type == "cpu"
-        ):  # norms: a layer's own hooks do not see that it runs again in the backward pass
+        if self.base.device.type == "cpu":
+            # A layer's own hooks do not see that it runs again in the backward pass.
             trim_before(layer.input_layernorm for layer in self.base.get_decoder().layers[::LAYERS])
 
 
