@@ -226,9 +226,9 @@ def test_training_lowers_the_bits_per_byte_of_held_out_chinese(work: Path) -> No
 
 def test_the_loss_masks_everything_but_replies(work: Path) -> None:
     [row] = read_record(work / "tuned")["result"]["mixture"]
-    assert row[1:4] == ["alpaca", 30, 0]
+    assert (row["format"], row["rows"], row["dropped"]) == ("alpaca", 30, {})
     line = read_metrics(work / "tuned" / "metrics.jsonl")[0]
-    assert line["tokens"] < row[4] / 2
+    assert line["tokens"] < row["tokens"] / 2
 
 
 def test_chat_answers_every_prompt(work: Path) -> None:
