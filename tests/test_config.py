@@ -475,7 +475,9 @@ def test_a_shipped_recipe_parses(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         if isinstance(value, dict):
             assert {name: given[key][name] for name in value} == {n: plain(v) for n, v in value.items()}
         elif key == "data":
-            assert given[key] == [{"samples": 0, **row} for row in value]
+            assert [
+                {name: row[name] for name in told} for row, told in zip(given[key], value, strict=True)
+            ] == value
         else:
             assert given[key] == plain(value)
 

@@ -425,7 +425,7 @@ def test_ctrl_c_leaves_the_inputs_and_an_unfinished_run_that_goes_on(
 ) -> None:
     words += [
         "--train.max-steps",
-        "150",
+        "500",
     ]  # seconds of training after the first checkpoint, on a fast machine too
     inputs = [Path(words[words.index(flag) + 1]) for flag in ("--model", "--tokens")]
     before = [hashes(folder) for folder in inputs]

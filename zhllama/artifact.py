@@ -22,16 +22,8 @@ from zhllama.config import UserError, as_given
 from zhllama.stop import StoppedError, stopped_when_full
 
 RUN_FILE = "run.json"
-VERSIONED = [
-    "zhllama",
-    "torch",
-    "transformers",
-    "peft",
-    "deepspeed",
-    "sentencepiece",
-    "tokenizers",
-    "datasets",
-]
+VERSIONED = ("zhllama", "torch", "transformers", "peft", "deepspeed", "sentencepiece", "tokenizers",
+             "datasets")  # fmt: skip
 # Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
 NOT_CONTENT = re.compile(
     r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
