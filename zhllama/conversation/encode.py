@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
+import signal
+import threading
 from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import connection
 from typing import Any, Literal, NamedTuple
 
 from zhllama.config import UserError
 from zhllama.conversation.formats import Message
+from zhllama.stop import StoppedError
 from zhllama.tokenizer.load import own_threads
 
 Learn = Literal["every", "last"]
@@ -24,10 +30,10 @@ MOST_CUT = 0.5  # of a request's characters; what is left of more would not be t
 
 
 class Sample(NamedTuple):
-    """Token ids and which of them are learnt."""
+    """Token ids and which of them are learnt, a byte each."""
 
     ids: Sequence[int]
-    learnt: Sequence[bool]
+    learnt: bytes
 
 
 class Shortened(NamedTuple):
@@ -64,21 +70,48 @@ class Encoder:
         added = tokenizer.added_tokens_decoder.values()
         self.special = _any_of([token.content for token in added if token.special])
         self.seam = re.compile(rf"{_any_of([token.content for token in added]).pattern}|(?<=\n)(?=\S)")
-        self.known: dict[str, list[int]] = {"": []}
+        self.known = {"": array("I")}
 
     def encode_all(
-        self, conversations: Sequence[list[Message]], threads: int = 0
+        self, conversations: Sequence[list[Message]], processes: int = 0
     ) -> Generator[Outcome, None, None]:
-        """A sample for each conversation in order, or why there is none; the same for any number of threads."""
-        threads = threads or len(os.sched_getaffinity(0))
+        """A sample for each conversation in order, or why there is none; the same for any number of processes.
+
+        Processes and not threads: rendering holds Python's lock. They begin with the conversations in memory (fork),
+        so only ids travel.
+
+        Raises:
+            StoppedError: a process was killed.
+        """
+        firsts = range(0, len(conversations), BATCH)
+        processes = min(processes or len(os.sched_getaffinity(0)), len(firsts))
+        with own_threads():
+            if processes < 2:
+                for first in firsts:
+                    yield from self.encode_batch(conversations[first : first + BATCH])
+            else:
+                yield from self._encode_apart(conversations, firsts, processes)
+
+    def _encode_apart(
+        self, conversations: Sequence[list[Message]], firsts: range, processes: int
+    ) -> Generator[Outcome, None, None]:
+        fork = multiprocessing.get_context("fork")
         waiting: deque[Future[list[Outcome]]] = deque()
-        with own_threads(), ThreadPoolExecutor(threads) as pool:
-            for first in range(0, len(conversations), BATCH):
-                waiting.append(pool.submit(self.encode_batch, conversations[first : first + BATCH]))
-                if len(waiting) > threads:
+        with ProcessPoolExecutor(processes, fork, _begin_worker, (self, conversations)) as pool:
+            try:
+                for first in firsts:
+                    waiting.append(pool.submit(_encode_from, first))
+                    if len(waiting) > 2 * processes:
+                        yield from waiting.popleft().result()
+                while waiting:
                     yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            except BrokenProcessPool as problem:
+                raise StoppedError(
+                    "data: a process that tokenised conversations was killed, most likely for its memory; run the "
+                    "same command with more memory, or fewer samples"
+                ) from problem
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def encode_batch(self, conversations: Sequence[list[Message]]) -> list[Outcome]:
         """A sample for each conversation, or why there is none."""
@@ -156,20 +189,22 @@ class Encoder:
         reply = whole[len(prompt) :]
         return reply[: reply.rindex(eos) + len(eos)] if eos in reply else reply + eos
 
-    def _tokenise(self, segments: Sequence[Segment]) -> list[list[int]]:
+    def _tokenise(self, segments: Sequence[Segment]) -> list[array[int]]:
         """Ids of each text as it stands behind what is before; on its own where the seam would change that."""
         befores = [self._near(before) for before, _, _ in segments]
         new = list(dict.fromkeys(before for before in befores if before not in self.known))
         texts = [before + text for before, (_, text, _) in zip(befores, segments, strict=True)]
         encodings = self.fast.encode_batch_fast([*new, *texts], add_special_tokens=False)
-        heads = {before: encoding.ids for before, encoding in zip(new, encodings, strict=False)}
-        result: list[list[int]] = []
+        heads = {before: array("I", encoding.ids) for before, encoding in zip(new, encodings, strict=False)}
+        result: list[array[int]] = []
         for before, (_, text, _), encoding in zip(befores, segments, encodings[len(new) :], strict=True):
-            ids: list[int] = encoding.ids
+            ids = array("I", encoding.ids)
             head = heads[before] if before in heads else self.known[before]
-            if ids[: len(head)] != head:
-                ids, head = self.fast.encode(text, add_special_tokens=False).ids, []
-            result.append(ids[len(head) :])
+            if ids[: len(head)] == head:
+                del ids[: len(head)]
+            else:
+                ids = array("I", self.fast.encode(text, add_special_tokens=False).ids)
+            result.append(ids)
         if len(self.known) < NEAR:  # most templates end a prompt in few ways
             self.known.update(heads)
         return result
@@ -180,13 +215,13 @@ class Encoder:
         starts = [found.start() for found in self.seam.finditer(near)]
         return near[starts[-1] :] if starts else before
 
-    def _join(self, pieces: Sequence[list[int]], parts: Sequence[Segment]) -> Sample:
+    def _join(self, pieces: Sequence[array[int]], parts: Sequence[Segment]) -> Sample:
         ids, learnt = array("I"), bytearray()
         for place, (piece, (_, _, is_reply)) in enumerate(zip(pieces, parts, strict=True), 1):
             ids.extend(piece)
             counts = is_reply and (self.learn == "every" or place == len(parts))
             learnt += (b"\1" if counts else b"\0") * len(piece)
-        return Sample(ids, memoryview(learnt).cast("?"))
+        return Sample(ids, bytes(learnt))
 
     def _fit(self, messages: list[Message]) -> Outcome:
         """A conversation over the limit without its oldest turns, then without the middle of its request.
@@ -230,7 +265,30 @@ def encode(messages: list[Message], tokenizer: Any, learn: Learn = "every") -> t
     outcome = Encoder(tokenizer, learn=learn).encode_batch([messages])[0]
     if not isinstance(outcome, Sample):
         raise UserError(f"the conversation cannot be learnt: {outcome}")
-    return list(outcome.ids), list(outcome.learnt)
+    return list(outcome.ids), list(map(bool, outcome.learnt))
+
+
+_work: tuple[Encoder, Sequence[list[Message]]]  # what a worker process began with
+
+
+def _begin_worker(encoder: Encoder, conversations: Sequence[list[Message]]) -> None:
+    global _work
+    _work = encoder, conversations
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    """End this worker when its parent is gone: the pool's pipes alone would keep it waiting."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _encode_from(first: int) -> list[Outcome]:
+    encoder, conversations = _work
+    return encoder.encode_batch(conversations[first : first + BATCH])
 
 
 def _any_of(names: Sequence[str]) -> re.Pattern[str]:
