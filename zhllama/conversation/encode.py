@@ -30,10 +30,10 @@ MOST_CUT = 0.5  # of a request's characters; what is left of more would not be t
 
 
 class Sample(NamedTuple):
-    """Token ids and which of them are learnt, a byte each."""
+    """Token ids, and 1 or True for those that are learnt."""
 
     ids: Sequence[int]
-    learnt: bytes
+    learnt: Sequence[int]
 
 
 class Shortened(NamedTuple):

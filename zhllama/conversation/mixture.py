@@ -41,7 +41,7 @@ class Samples(Sequence[Sample]):
 
     def __getitem__(self, row: Any) -> Any:
         begin, end = self.offsets[self.order[row] : self.order[row] + 2]
-        return Sample(self.ids[begin:end].tolist(), self.learnt[begin:end].tobytes())
+        return Sample(self.ids[begin:end].tolist(), self.learnt[begin:end].tolist())
 
     def select(self, rows: Sequence[int]) -> Samples:
         """Some of the rows, in the same memory."""
@@ -163,7 +163,7 @@ def _encode_source(file: FileRows, source: Source, encoder: Encoder, drawn: np.r
             result.shortened.add(outcome.how, row.line)
             outcome = outcome.sample
         result.ids.extend(outcome.ids)
-        result.learnt += outcome.learnt
+        result.learnt += bytes(outcome.learnt)
         result.lengths.append(len(outcome.ids))
         result.tasks.append(source.task or row.task)
         if len(result.lengths) >= wanted or 0 < source.max_tokens <= len(result.ids):

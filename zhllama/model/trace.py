@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zhllama.model.adapter import Body, LoraSettings, lora_config
+from zhllama.model.attention import share_keys
 from zhllama.model.lean import make_lean
 
 
@@ -164,6 +165,8 @@ def _model(config: Any, body: Body, lora: LoraSettings | None, kind: str) -> Any
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".layers." in name and (body == "full" or "lora_" in name))
     make_lean(model, kind)
+    if kind == "cpu":
+        share_keys(model)
     return model
 
 

@@ -25,6 +25,7 @@ from zhllama.model.adapter import (
     lora_config,
     part_of,
 )
+from zhllama.model.attention import share_keys
 from zhllama.model.heap import LAYERS, trim_before
 from zhllama.model.lean import make_lean
 from zhllama.model.loss import IGNORED, linear_cross_entropy
@@ -204,6 +205,7 @@ def load_trainable(
     make_lean(base)
     if base.device.type == "cpu":
         trim_before([base.get_output_embeddings()])
+        share_keys(base)
     model = TrainableModel(base, count)
     return model.to(device) if device else model
 
