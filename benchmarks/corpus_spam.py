@@ -10,7 +10,9 @@ from functools import cache
 from zhllama.demo.material import news, package_folder, reviews
 
 Maker = Callable[[random.Random], str]
-TRADE = "公司 厂家 批发 价格 报价 哪家好 电话 多少钱 培训 维修 加盟 代理 设备 官网 品牌 排名 供应商 图片".split()
+TRADE = (
+    "公司 厂家 批发 价格 报价 哪家好 电话 多少钱 培训 维修 加盟 代理 设备 官网 品牌 排名 供应商 图片".split()
+)
 MENU = (
     "首页 新闻 国内 国际 社会 军事 财经 股票 基金 外汇 体育 中超 英超 娱乐 明星 电影 电视剧 音乐 科技 数码 手机 家电 汽车 报价 "
     "房产 家居 教育 高考 留学 健康 育儿 女性 时尚 星座 美食 旅游 游戏 动漫 读书 论坛 博客 微博 视频 直播 图片 专题 天气 彩票 "
@@ -169,16 +171,22 @@ def table(source: random.Random) -> str:
         balls = lambda: " ".join(f"{ball:02d}" for ball in sorted(source.sample(range(1, 34), 6)))
         row = lambda: f"第20{digits(source, 5, 5)}期 开奖号码 {balls()} + {source.randint(1, 16):02d}"
     else:
-        row = lambda: f"{person(source)} {source.choice('男女')} {source.choice(words('ns'))} {digits(source, 6, 11)}"
+        row = lambda: (
+            f"{person(source)} {source.choice('男女')} {source.choice(words('ns'))} {digits(source, 6, 11)}"
+        )
     return "\n".join(row() for _ in rows)
 
 
 def ornaments(source: random.Random) -> str:
     lines, drawn = [], source.sample(ORNAMENTS, source.randint(2, 8))
     for _ in range(source.randint(3, 14)):
-        said = source.choice((*PROMISES, filled(source, source.choice(CONTACTS)), source.choice(words("n")) + "特卖"))
+        said = source.choice(
+            (*PROMISES, filled(source, source.choice(CONTACTS)), source.choice(words("n")) + "特卖")
+        )
         edge = "".join(source.choices(drawn, k=source.randint(1, 8)))
-        lines.append(source.choice((edge + said + edge[::-1], edge + said, "".join(edge[0] + c for c in said))))
+        lines.append(
+            source.choice((edge + said + edge[::-1], edge + said, "".join(edge[0] + c for c in said)))
+        )
     return "\n".join(lines)
 
 
@@ -233,4 +241,3 @@ def spam(seed: int, each: int, copies: int) -> list[tuple[str, str]]:
         again = spun(source)
         made += [("one advert with other names and numbers", again(source)) for _ in range(copies)]
     return made
-
