@@ -1,4 +1,4 @@
-"""Spam and boilerplate as Chinese web pages have it, made from a seed out of real words and titles."""
+"""Spam as Chinese web pages have it, made from a seed out of real words, titles and texts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from functools import cache
 from zhllama.demo.material import news, package_folder, reviews
 
 Maker = Callable[[random.Random], str]
-TRADE = (
-    "公司 厂家 批发 价格 报价 哪家好 电话 多少钱 培训 维修 加盟 代理 设备 官网 品牌 排名 供应商 图片".split()
-)
+TRADE = "公司 厂家 批发 价格 报价 哪家好 电话 多少钱 培训 维修 加盟 代理 设备 官网 品牌 排名 供应商 图片"
 MENU = (
-    "首页 新闻 国内 国际 社会 军事 财经 股票 基金 外汇 体育 中超 英超 娱乐 明星 电影 电视剧 音乐 科技 数码 手机 家电 汽车 报价 "
-    "房产 家居 教育 高考 留学 健康 育儿 女性 时尚 星座 美食 旅游 游戏 动漫 读书 论坛 博客 微博 视频 直播 图片 专题 天气 彩票 "
-    "邮箱 地图 登录 注册 帮助 联系我们 关于我们 网站地图 加入收藏 设为首页 广告服务 招聘信息 友情链接 法律声明 意见反馈 会员中心 "
-    "我的订单 购物车 商家入驻 手机版 客户端下载 返回顶部 上一页 下一页 末页 更多 热门标签 最新文章 推荐阅读 产品中心 成功案例 在线留言"
-).split()
+    "首页 新闻 国内 国际 社会 军事 财经 股票 基金 外汇 体育 中超 英超 娱乐 明星 电影 电视剧 音乐 科技 数码 手机 "
+    "家电 汽车 报价 房产 家居 教育 高考 留学 健康 育儿 女性 时尚 星座 美食 旅游 游戏 动漫 读书 论坛 博客 微博 视频 "
+    "直播 图片 专题 天气 彩票 邮箱 地图 登录 注册 帮助 联系我们 关于我们 网站地图 加入收藏 设为首页 广告服务 "
+    "招聘信息 友情链接 法律声明 意见反馈 会员中心 我的订单 购物车 商家入驻 手机版 客户端下载 返回顶部 上一页 "
+    "下一页 末页 更多 热门标签 最新文章 推荐阅读 产品中心 成功案例 在线留言"
+)
 ORNAMENTS = "★☆◆◇■□●○▲△▼▽♥♡♦♣♠→←↑↓⇒※〓═─━┃│┏┓┗┛╔╗╚╝✿❀✔✘✨🔥💰🎉🎁📞👉👈💥❤⭐🌹🚗💊📢🔔✅❗⚡💎🏆"
 PROMISES = (
-    "全场五折起 限时抢购 仅此一天 正品保证 货到付款 假一罚十 免费试用 包邮到家 买一送一 名额有限 错过再等一年 厂家直销 "
-    "点击进入 立即领取 诚招代理 日入过千 零风险 轻松兼职 在家就能做 扫码进群 老客户推荐 质量三包 全国发货 新品上市 老板跑路清仓"
-).split()
+    "全场五折起 限时抢购 仅此一天 正品保证 货到付款 假一罚十 免费试用 包邮到家 买一送一 名额有限 错过再等一年 "
+    "厂家直销 点击进入 立即领取 诚招代理 日入过千 零风险 轻松兼职 在家就能做 扫码进群 老客户推荐 质量三包 全国发货 "
+    "新品上市 老板跑路清仓"
+)
 ADVERTS = {
     "gambling": (
         "{brand}娱乐城是亚洲最具信誉的在线博彩平台，{year}年成立至今服务会员超过{number}万人。",
@@ -74,7 +74,7 @@ WORDS = (
     "无抵押 无担保 放款 黑户 征信 套现 提额 信用卡代还 小额快速 公积金代提 垫资 下款 信用贷款 "
     "办证 刻章 代开 发票 毕业证 学位证 房产证 包过 拿证 学历 钢印 专用票 出证 "
     "加微信 薇信 加扣扣 v信 客服qq 非诚勿扰 稳赚 日入过千 扫码进群"
-).split()
+)
 
 
 @cache
@@ -127,7 +127,7 @@ def filled(source: random.Random, sentence: str) -> str:
 def repeated_phrases(source: random.Random) -> str:
     places, things = source.sample(words("ns"), 3), source.sample(words("n"), 4)
     phrases = [
-        source.choice(places) + source.choice(things) + source.choice(TRADE)
+        source.choice(places) + source.choice(things) + source.choice(TRADE.split())
         for _ in range(source.randint(2, 10))
     ]
     separator = source.choice(("，", " ", "、", "|", "\n", "_", ""))
@@ -135,7 +135,7 @@ def repeated_phrases(source: random.Random) -> str:
 
 
 def phrase_everywhere(source: random.Random) -> str:
-    thing, ends = source.choice(words("n")), source.sample(TRADE, 2)
+    thing, ends = source.choice(words("n")), source.sample(TRADE.split(), 2)
     places = source.sample(words("ns"), source.randint(20, 120))
     separator = source.choice(("，", " ", "、", "|", "\n"))
     return separator.join(place + thing + source.choice(ends) for place in places)
@@ -143,7 +143,8 @@ def phrase_everywhere(source: random.Random) -> str:
 
 def menu(source: random.Random) -> str:
     own = source.sample(words("n"), 40)
-    items = source.sample(MENU, source.randint(15, len(MENU))) + source.sample(own, source.randint(0, 40))
+    items = MENU.split()
+    items = source.sample(items, source.randint(15, len(items))) + source.sample(own, source.randint(0, 40))
     source.shuffle(items)
     return source.choice((" ", "\n", " | ", "|", " · ", " > ", "\t", " - ")).join(items)
 
@@ -157,36 +158,41 @@ def links(source: random.Random) -> str:
     )
 
 
+def price(source: random.Random) -> str:
+    name = source.choice(words("n")) + source.choice(("", digits(source, 2, 4)))
+    end = source.choice(("有货", "缺货", "特价", "元/件", "元/吨"))
+    return f"{name}\t￥{source.randint(9, 9999)}.00\t{end}"
+
+
+def telephone(source: random.Random) -> str:
+    return f"{source.choice(words('nt'))} 0{digits(source, 2, 3)}-{digits(source, 7, 8)}"
+
+
+def lottery(source: random.Random) -> str:
+    balls = " ".join(f"{ball:02d}" for ball in sorted(source.sample(range(1, 34), 6)))
+    return f"第20{digits(source, 5, 5)}期 开奖号码 {balls} + {source.randint(1, 16):02d}"
+
+
+def applicant(source: random.Random) -> str:
+    return f"{person(source)} {source.choice('男女')} {source.choice(words('ns'))} {digits(source, 6, 11)}"
+
+
 def table(source: random.Random) -> str:
-    rows = range(source.randint(8, 60))
-    kind = source.randrange(4)
-    if kind == 0:
-        row = lambda: (
-            f"{source.choice(words('n'))}{source.choice(('', digits(source, 2, 4)))}\t￥{source.randint(9, 9999)}"
-            f".00\t{source.choice(('有货', '缺货', '特价', '元/件', '元/吨'))}"
-        )
-    elif kind == 1:
-        row = lambda: f"{source.choice(words('nt'))} 0{digits(source, 2, 3)}-{digits(source, 7, 8)}"
-    elif kind == 2:
-        balls = lambda: " ".join(f"{ball:02d}" for ball in sorted(source.sample(range(1, 34), 6)))
-        row = lambda: f"第20{digits(source, 5, 5)}期 开奖号码 {balls()} + {source.randint(1, 16):02d}"
-    else:
-        row = lambda: (
-            f"{person(source)} {source.choice('男女')} {source.choice(words('ns'))} {digits(source, 6, 11)}"
-        )
-    return "\n".join(row() for _ in rows)
+    row = source.choice((price, telephone, lottery, applicant))
+    return "\n".join(row(source) for _ in range(source.randint(8, 60)))
 
 
 def ornaments(source: random.Random) -> str:
-    lines, drawn = [], source.sample(ORNAMENTS, source.randint(2, 8))
+    """An advert in symbols; in half of them every other line is plain words."""
+    lines, drawn, plain = [], source.sample(ORNAMENTS, source.randint(2, 8)), source.random() < 0.5
     for _ in range(source.randint(3, 14)):
-        said = source.choice(
-            (*PROMISES, filled(source, source.choice(CONTACTS)), source.choice(words("n")) + "特卖")
-        )
+        contact = filled(source, source.choice(CONTACTS))
+        said = source.choice((*PROMISES.split(), contact, source.choice(words("n")) + "特卖"))
         edge = "".join(source.choices(drawn, k=source.randint(1, 8)))
-        lines.append(
-            source.choice((edge + said + edge[::-1], edge + said, "".join(edge[0] + c for c in said)))
-        )
+        if plain and source.random() < 0.5:
+            edge = ""
+        spread = "".join(edge[:1] + character for character in said)
+        lines.append(source.choice((edge + said + edge[::-1], edge + said, spread)))
     return "\n".join(lines)
 
 

@@ -34,20 +34,16 @@ GARBLED = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯")
 # What Latin-1 makes of both. Patterns for what is rare begin with one set of characters: `re` then skips to it.
 LATIN = "\u00aa-\u00b6\u00b8-\u00ff"
 LATIN_GARBLED = re.compile(f"[{LATIN}](?:[{LATIN}]{{3,}}|(?<=[ä-é])[\u0080-\u00bf])")
-LEAST_COMMON = (
-    0.7  # of Chinese characters; prose has 94% or more, what another encoding makes of it at most 64%
-)
+# Of a text's Chinese characters; prose has 94% and more, what a wrong decoding makes of it 64% and less.
+LEAST_COMMON = 0.7
 # Arrows, boxes, stars, emoji; not the operators of mathematics.
 ORNAMENTS = "\u203b\u2190-\u21ff\u2300-\u2bff\u3013\ufe0f\U0001f000-\U0001faff"
 ORNAMENT = re.compile(f"[{ORNAMENTS}][{ORNAMENTS}]*")
 # Words that sentences are built with and names are not, simplified and traditional.
 FUNCTION = re.compile("[的了是在不和有也就都与與及以而之其这這我你他她它们們着著把被将將从從于於對对]+")
 SENTENCE_END = re.compile(r"[。！？；…]|(?<=[\u4e00-\u9fff])[.!?;]")
-SENTENCE, LISTED, LONGEST_SENTENCE = (
-    20,
-    50,
-    150,
-)  # Chinese characters: too few to judge by, and too many without an end
+# Chinese characters: too few for their kinds to say anything, too few for a list, too many without an end.
+FEW, LISTED, LONGEST_SENTENCE = 20, 50, 150
 GRAM = 10
 WINDOW = 1 << 20
 
@@ -91,7 +87,7 @@ def garbled(text: str, limits: Limits) -> str | None:
     if 200 * text.count("的") >= len(text):  # most texts, seen quickly
         return None
     chinese = covered(HAN, text)
-    rare = chinese >= SENTENCE and covered(common(), text) < LEAST_COMMON * chinese
+    rare = chinese >= FEW and covered(common(), text) < LEAST_COMMON * chinese
     return "garbled" if rare else None
 
 
