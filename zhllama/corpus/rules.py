@@ -165,12 +165,12 @@ def share(what: re.Pattern[str], text: str) -> float:
 @lru_cache(maxsize=1)
 def common() -> re.Pattern[str]:
     """Runs of common characters: the first level of GB 2312 (3,755) or of Big5 (5,401)."""
-    found = set()
+    found: set[str] = set()
     for encoding, first, last in (("gb2312", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)):
         for lead in range(first, last + 1):
             cells = b"".join(bytes((lead, trail)) for trail in (*range(0x40, 0x7F), *range(0xA1, 0xFF)))
             found.update(cells.decode(encoding, "ignore"))
-    return re.compile(f"[{''.join(sorted(filter(HAN.match, found)))}]+")
+    return re.compile(f"[{''.join(sorted(character for character in found if HAN.match(character)))}]+")
 
 
 @lru_cache(maxsize=1)
