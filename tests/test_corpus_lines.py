@@ -94,7 +94,7 @@ def test_of_a_labelled_line_the_label_is_compared() -> None:
 
 
 def test_lines_with_another_name_on_each_page_go(tmp_path: Path, articles: list[str]) -> None:
-    pages = [f"{text}\n【编辑：王{text[3:5]}】" for text in articles]
+    pages = [f"{text}\n【编辑：王{chr(0x5000 + n)}】" for n, text in enumerate(articles)]
     documents, result = run(tmp_path, "labels", pages, boilerplate=20)
     assert documents == run(tmp_path, "plain", articles, boilerplate=20)[0]
     assert result["removed"] == {"boilerplate lines": len(articles)}
