@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from corpus_spam import Maker, digits, person, titles, words
 
-SITES = 10
+SITES = 20
 NETS = "新华 东方 南方 长江 华夏 大众 金羊 红网 齐鲁 天山 北国 云岭 中原 燕赵 三晋 龙江 荆楚 八闽 巴渝 陇原"
 SHARES = "新浪微博 腾讯微博 QQ空间 微信 人人网 豆瓣 百度贴吧 开心网 朋友圈 复制链接"
 

@@ -19,9 +19,9 @@ from table import write_table
 
 from zhllama.demo.material import news
 
-SEED = 6  # rules were written while looking at seed 1
+SEED = 7  # the rules were written while looking at 1 and 6
 EACH, COPIES = 200, 20
-LINES, PAGES = 400, 20
+LINES, PAGES = 1000, 20
 ALONE = ("--deduplicate", "false", "--shard-megabytes", "1")
 
 

@@ -75,6 +75,7 @@ def test_what_is_compared() -> None:
     both = Repeats(1, True)
     assert not both.hashes("return None  # nothing found")
     assert not both.hashes("“好的，好。”")
+    assert Repeats(1).hashes("Copyright © 2024 燕赵在线 版权所有")
     assert Repeats(1).hashes("共12页，返回网站首页") == Repeats(1).hashes("共34页  返回网站首页")
     assert Repeats(0, True).hashes("一二三四五六七八九十" * 3 + "1") != Repeats(0, True).hashes(
         "一二三四五六七八九十" * 3 + "2"

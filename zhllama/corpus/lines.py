@@ -54,7 +54,7 @@ class Repeats:
     def hashes(self, line: str) -> list[int]:
         """The hashes under which a line is counted, none for most lines.
 
-        Boilerplate is a line of 6 letters or more, half of them Chinese (a line of a program never is); digits are
+        Boilerplate is a line of 6 letters or more, a third of them Chinese (a line of a program hardly is); digits are
         not compared, for dates and page numbers. Of a line of 60 letters or fewer that begins with a label of web
         pages (责任编辑： 来源： 上一篇：) only the label is. A paragraph is a line of 30 letters or more.
         """
@@ -66,7 +66,7 @@ class Repeats:
         label = LABEL.match(line) if fixed and len(compared) <= LABELLED_LETTERS else None
         if label:
             found.append(xxhash.xxh3_64_intdigest(label[1]) & ~1 | TEMPLATE)
-        elif len(fixed) >= TEMPLATE_LETTERS and 2 * covered(HAN, fixed) >= len(fixed):
+        elif len(fixed) >= TEMPLATE_LETTERS and 3 * covered(HAN, fixed) >= len(fixed):
             found.append(xxhash.xxh3_64_intdigest(fixed) & ~1 | TEMPLATE)
         if self.paragraphs and len(compared) >= PARAGRAPH_LETTERS:
             found.append(xxhash.xxh3_64_intdigest(compared) & ~1 | PARAGRAPH)
