@@ -8,17 +8,14 @@ digits computed here, not by the code under test.
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 import string
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from corpus_quality import cleaned, quality
 from corpus_speed import sign, whole
 from table import machine, write_table
 
@@ -179,19 +176,6 @@ def copies(articles: list[str], source: random.Random) -> list[tuple[int, str]]:
     return made
 
 
-def kept(texts: list[str], folder: Path, *flags: str) -> set[int]:
-    """The numbers of the texts that `zhllama clean` keeps."""
-    file = folder / "in.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    command = ["clean", "--corpus", str(file), "--output", str(folder / "out"), "--privacy", "keep", *flags]
-    subprocess.run([sys.executable, "-m", "zhllama", *command], check=True, capture_output=True)
-    rows = [
-        json.loads(line) for part in (folder / "out").glob("*.jsonl") for line in part.open(encoding="utf-8")
-    ]
-    shutil.rmtree(folder / "out")
-    return {int(row["id"].rpartition(":")[2]) - 1 for row in rows}
-
-
 def near() -> None:
     """How many injected copies are found, and which articles are lost that nothing like them remains of."""
     from zhllama.corpus.grams import gram_hashes, letters
@@ -202,14 +186,15 @@ def near() -> None:
     with tempfile.TemporaryDirectory() as name:
         articles = news()
         articles = [
-            articles[number] for number in sorted(kept(articles, Path(name), "--near-duplicates", "false"))
+            articles[number]
+            for number in sorted(cleaned(articles, Path(name), "--near-duplicates", "false")[0])
         ]
         articles = [article for article in articles if len(article) >= SHORTEST]
         injected = copies(articles, source)
         # Copies stand at random places, before their articles or behind.
         texts = list(enumerate(articles)) + injected
         source.shuffle(texts)
-        left = kept([text for _, text in texts], Path(name))
+        left, _ = cleaned([text for _, text in texts], Path(name))
     remaining = Counter(texts[number][0] for number in left)
     caught = sum(remaining[which] < 2 for which, _ in injected)
     lost = [which for which in range(len(articles)) if not remaining[which]]
@@ -244,5 +229,6 @@ def near() -> None:
 if __name__ == "__main__":
     privacy()
     near()
+    quality()
     sign()
     whole()

@@ -75,9 +75,27 @@ def test_what_is_compared() -> None:
     both = Repeats(1, True)
     assert not both.hashes("return None  # nothing found")
     assert not both.hashes("“好的，好。”")
+    assert Repeats(1).hashes("Copyright © 2024 燕赵在线 版权所有")
     assert Repeats(1).hashes("共12页，返回网站首页") == Repeats(1).hashes("共34页  返回网站首页")
     assert Repeats(0, True).hashes("一二三四五六七八九十" * 3 + "1") != Repeats(0, True).hashes(
         "一二三四五六七八九十" * 3 + "2"
     )
     assert len(both.hashes("一二三四五六七八九十" * 3)) == 2
     assert not Repeats()
+
+
+def test_of_a_labelled_line_the_label_is_compared() -> None:
+    only = Repeats(1)
+    assert only.hashes("责任编辑：张三") == only.hashes("（责任编辑：欧阳修远）") != []
+    assert only.hashes("2023年1月2日 来源: 新华社") == only.hashes("来源：某某晚报 点击：12") != []
+    assert only.hashes("上一篇：节日港口生产忙") != only.hashes("下一篇：节日港口生产忙")
+    assert only.hashes("编辑部：今天我们开会讨论") != only.hashes("编辑部：明天大家出去采访")
+    long = "来源：" + "黄河发源于青藏高原的巴颜喀拉山脉，" * 5
+    assert only.hashes(long + "向东流") != only.hashes(long + "入大海")
+
+
+def test_lines_with_another_name_on_each_page_go(tmp_path: Path, articles: list[str]) -> None:
+    pages = [f"{text}\n【编辑：王{chr(0x5000 + n)}】" for n, text in enumerate(articles)]
+    documents, result = run(tmp_path, "labels", pages, boilerplate=20)
+    assert documents == run(tmp_path, "plain", articles, boilerplate=20)[0]
+    assert result["removed"] == {"boilerplate lines": len(articles)}

@@ -80,3 +80,83 @@ def test_repetition_of_a_long_text_is_counted_in_windows(monkeypatch: pytest.Mon
     monkeypatch.setattr(rules, "WINDOW", 20)
     text = "一二三四五六七八九十" * 6 + "甲乙丙丁戊己庚辛壬癸子丑寅卯"
     assert repetition(text) == pytest.approx(1 - (10 + 10 + 19 + 5) / 65)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("utf-8", "gb18030"),
+        ("utf-8", "latin-1"),
+        ("utf-8", "cp1252"),
+        ("gb18030", "latin-1"),
+        ("gb18030", "big5"),
+    ],
+)
+def test_a_text_decoded_wrongly_is_garbled(sent: str, read: str) -> None:
+    text = normalise((NEWS * 3).encode(sent).decode(read, "ignore"))
+    assert judge(text, Limits(max_repetition=1)) == "garbled"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "新華社北京電，國務院僑務辦公室主任今天通過新聞媒介，向海外同胞緻以新年的祝賀，並問候臺灣各界。",
+        "旅鼠、鼬鼠、鼯鼠与麝鼩分布甚广，鼹鼠栖于穴，獾与貉居于林，貂鼬捕之。",
+        "Le café où Noël déçut l'élève: «Où êtes-vous né?» çà et là, naïveté, créée à l'opéra.",
+        "目录······１　前言······２　结语······５　附录。",
+    ],
+)
+def test_rare_words_and_other_letters_are_not_garbled(text: str) -> None:
+    assert rules.garbled(rules.without_space(text), Limits()) is None
+
+
+def test_a_text_of_stars_and_emoji_is_ornaments() -> None:
+    advert = "★★★全场五折起★★★\n🔥🔥🔥正品保证货到付款🔥\n限时抢购仅此一天错过再等"
+    assert judge(advert, Limits()) == "ornaments"
+    assert judge(advert, Limits(max_ornaments=0.5)) is None
+    assert judge(NEWS + "★🎉", Limits()) is None
+
+
+MENU = (
+    "首页 新闻 国内 国际 军事 财经 股票 基金 体育 娱乐 明星 电影 音乐 科技 数码 手机 家电 汽车 房产 家居 教育 高考 "
+    "留学 健康 育儿 女性 时尚"
+)
+LINKS = "首钢结构调整初见成效\n节日港口生产忙\n治疗乳腺癌有新药\n京郊电信扶贫\n公安部呼吁采取有力措施\n" * 2
+PHRASES = "，".join(
+    place + "注塑机批发" for place in ("北京", "上海", "天津", "重庆", "广州", "深圳", "南京", "苏州")
+)
+VERSE = (
+    "归来的雁阵飞过渭水\n陕北的蒲公英就开放了\n挣扎着开放在\n窑洞向阳的墙角\n在秦皇战车碾过的大道旁\n"
+    "像一支苦调歌谣\n像一盏黄晕的灯光"
+)
+TALK = "房间很干净服务也不错就是离地铁站有点远下次来还会住在这里前台的小姑娘很热情帮我们把行李都拿上去了推荐大家来住"
+
+
+@pytest.mark.parametrize("text", [MENU, LINKS, PHRASES])
+def test_a_list_has_no_sentences(text: str) -> None:
+    limits = Limits(max_repetition=1)
+    assert judge(text, limits) == "no sentences"
+    assert judge(text, Limits(max_repetition=1, min_function_words=0)) is None
+    assert judge(text[:50], limits) is None
+
+
+@pytest.mark.parametrize(
+    "text", [VERSE, TALK, "import re\n\nfor line in text.splitlines():\n    print(line)"]
+)
+def test_what_has_no_punctuation_is_not_yet_a_list(text: str) -> None:
+    assert judge(text, Limits()) is None
+
+
+def test_one_end_of_a_sentence_makes_no_list() -> None:
+    names = (
+        "新华社福州电政协福建省委员会选举游德馨为省政协主席，刘金美、王良、陈荣春、林逸、金能筹、陈增光、周厚稳、"
+        "周畅、王耀华、李祖可为省政协副主席"
+    )
+    assert judge(names, Limits()) == "no sentences"
+    assert judge(names + "。", Limits()) is None
+    assert judge(names + ".", Limits()) is None
+
+
+def test_common_characters_are_the_first_levels_of_both_standards() -> None:
+    assert rules.covered(rules.common(), "一的國国啊") == 5
+    assert rules.covered(rules.common(), "龘靐，a1") == 0

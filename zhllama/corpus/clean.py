@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ REMEDY = {
     "too short": "--min-characters, --documents",
     "garbled": "--encoding",
     "mostly symbols": "--max-symbols",
+    "ornaments": "--max-ornaments",
+    "no sentences": "--min-function-words",
     "too little Chinese": "--min-chinese",
     "repetitive": "--max-repetition",
     "another language": "--languages",
@@ -152,7 +154,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Plan:
         Layout(config.encoding, config.documents, config.key),
         config.broken,
         Forms(config.chinese, config.width),
-        Limits(config.min_characters, config.max_repetition, config.max_symbols, config.min_chinese),
+        Limits(**{field.name: getattr(config, field.name) for field in fields(Limits)}),
         _screen(config),
         config.privacy,
         config.deduplicate,

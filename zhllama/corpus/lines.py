@@ -23,7 +23,14 @@ from zhllama.corpus.rules import HAN, covered, without_space
 from zhllama.corpus.tally import EXAMPLE_CHARACTERS, EXAMPLES, Tally
 
 DIGIT = re.compile(r"\d+")
-TEMPLATE_LETTERS, PARAGRAPH_LETTERS = 6, 30
+# What stands behind such a label is another on each page: names, titles.
+LABEL = re.compile(
+    r"[\W\d_年月日时分]*"
+    r"((?:责任|执行|本文|本期|网络)?编辑|责编|编审|校对|(?:文章|稿件|信息|新闻|消息|内容|图片)?来源|稿源"
+    r"|[上下前后]一[篇条页章]|(?:相关|推荐|延伸|更多)(?:阅读|新闻|链接|文章|报道)|原标题|(?:本文|原文)(?:链接|地址|网址)"
+    r"|(?:录入|审核|发布)[者人员]?)\s*[:：]"
+)
+TEMPLATE_LETTERS, LABELLED_LETTERS, PARAGRAPH_LETTERS = 6, 60, 30
 TEMPLATE, PARAGRAPH = 0, 1  # the lowest bit of a hash
 NAMES = {TEMPLATE: "boilerplate lines", PARAGRAPH: "repeated paragraphs"}
 # A line in one task: its hash, the first document that has it and how many have it.
@@ -47,15 +54,19 @@ class Repeats:
     def hashes(self, line: str) -> list[int]:
         """The hashes under which a line is counted, none for most lines.
 
-        Boilerplate is a line of 6 letters or more, half of them Chinese (a line of a program never is); digits are
-        not compared, for dates and page numbers. A paragraph is a line of 30 letters or more.
+        Boilerplate is a line of 6 letters or more, a third of them Chinese (a line of a program hardly is); digits are
+        not compared, for dates and page numbers. Of a line of 60 letters or fewer that begins with a label of web
+        pages (责任编辑： 来源： 上一篇：) only the label is. A paragraph is a line of 30 letters or more.
         """
         import xxhash
 
         compared = letters(line)
         found = []
         fixed = DIGIT.sub("", compared) if self.boilerplate else ""
-        if len(fixed) >= TEMPLATE_LETTERS and 2 * covered(HAN, fixed) >= len(fixed):
+        label = LABEL.match(line) if fixed and len(compared) <= LABELLED_LETTERS else None
+        if label:
+            found.append(xxhash.xxh3_64_intdigest(label[1]) & ~1 | TEMPLATE)
+        elif len(fixed) >= TEMPLATE_LETTERS and 3 * covered(HAN, fixed) >= len(fixed):
             found.append(xxhash.xxh3_64_intdigest(fixed) & ~1 | TEMPLATE)
         if self.paragraphs and len(compared) >= PARAGRAPH_LETTERS:
             found.append(xxhash.xxh3_64_intdigest(compared) & ~1 | PARAGRAPH)

@@ -31,6 +31,19 @@ HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff
 NOT_LETTER = re.compile(r"[\W\d_]+")
 # What UTF-8 and GBK make of each other's bytes once a converter has put replacement characters in between.
 GARBLED = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯")
+# What Latin-1 makes of both. Patterns for what is rare begin with one set of characters: `re` then skips to it.
+LATIN = "\u00aa-\u00b6\u00b8-\u00ff"
+LATIN_GARBLED = re.compile(f"[{LATIN}](?:[{LATIN}]{{3,}}|(?<=[ä-é])[\u0080-\u00bf])")
+# Of a text's Chinese characters; prose has 94% and more, what a wrong decoding makes of it 64% and less.
+LEAST_COMMON = 0.7
+# Arrows, boxes, stars, emoji; not the operators of mathematics.
+ORNAMENTS = "\u203b\u2190-\u21ff\u2300-\u2bff\u3013\ufe0f\U0001f000-\U0001faff"
+ORNAMENT = re.compile(f"[{ORNAMENTS}][{ORNAMENTS}]*")
+# Words that sentences are built with and names are not, simplified and traditional.
+FUNCTION = re.compile("[的了是在不和有也就都与與及以而之其这這我你他她它们們着著把被将將从從于於對对]+")
+SENTENCE_END = re.compile(r"[。！？；…]|(?<=[\u4e00-\u9fff])[.!?;]")
+# Chinese characters: too few for their kinds to say anything, too few for a list, too many without an end.
+FEW, LISTED, LONGEST_SENTENCE = 20, 50, 150
 GRAM = 10
 WINDOW = 1 << 20
 
@@ -43,6 +56,8 @@ class Limits:
     max_repetition: float = 0.5
     max_symbols: float = 0.5
     min_chinese: float = 0.0
+    max_ornaments: float = 0.2
+    min_function_words: float = 0.08
 
 
 def normalise(text: str) -> str:
@@ -66,8 +81,14 @@ def too_short(text: str, limits: Limits) -> str | None:
 
 
 def garbled(text: str, limits: Limits) -> str | None:
-    """Drop a text where more than one character in a hundred is what a wrong decoding leaves behind."""
-    return "garbled" if share(GARBLED, text) > 0.01 else None
+    """Drop a text decoded wrongly: more than one character in a hundred shows it, or its Chinese is of rare ones."""
+    if share(GARBLED, text) + share(LATIN_GARBLED, text) > 0.01:
+        return "garbled"
+    if 200 * text.count("的") >= len(text):  # most texts, seen quickly
+        return None
+    chinese = covered(HAN, text)
+    rare = chinese >= FEW and covered(common(), text) < LEAST_COMMON * chinese
+    return "garbled" if rare else None
 
 
 def symbols(text: str, limits: Limits) -> str | None:
@@ -82,12 +103,40 @@ def foreign(text: str, limits: Limits) -> str | None:
     return "too little Chinese" if share(HAN, NOT_LETTER.sub("", text)) < limits.min_chinese else None
 
 
+def ornamented(text: str, limits: Limits) -> str | None:
+    """Drop a text with more than `max_ornaments` of stars, boxes, arrows and emoji: adverts, pictures of symbols."""
+    return "ornaments" if share(ORNAMENT, text) > limits.max_ornaments else None
+
+
+def listing(text: str, limits: Limits) -> str | None:
+    """Drop 50 Chinese characters or more with hardly a sentence: menus, lists of links, strings of key phrases.
+
+    Hardly a sentence: fewer ends of one than one in 150 characters, and of Chinese characters less than
+    `min_function_words` are function words. Gopher's stop words (Rae et al. 2021, table A1) for Chinese; verse and talk
+    without punctuation have function words enough.
+    """
+    if LONGEST_SENTENCE * text.count("。") >= len(text):  # most texts, seen quickly
+        return None
+    chinese = covered(HAN, text)
+    if chinese < LISTED or LONGEST_SENTENCE * len(SENTENCE_END.findall(text)) >= chinese:
+        return None
+    return "no sentences" if covered(FUNCTION, text) < limits.min_function_words * chinese else None
+
+
 def repetitive(text: str, limits: Limits) -> str | None:
     """Drop a text that says the same again and again."""
     return "repetitive" if repetition(text) > limits.max_repetition else None
 
 
-RULES: tuple[Callable[[str, Limits], str | None], ...] = (too_short, garbled, symbols, foreign, repetitive)
+RULES: tuple[Callable[[str, Limits], str | None], ...] = (
+    too_short,
+    garbled,
+    symbols,
+    ornamented,
+    foreign,
+    repetitive,
+    listing,
+)
 
 
 def judge(text: str, limits: Limits) -> str | None:
@@ -111,6 +160,17 @@ def covered(what: re.Pattern[str], text: str) -> int:
 def share(what: re.Pattern[str], text: str) -> float:
     """How much of a text a pattern covers, from 0 to 1."""
     return covered(what, text) / max(len(text), 1)
+
+
+@lru_cache(maxsize=1)
+def common() -> re.Pattern[str]:
+    """Runs of common characters: the first level of GB 2312 (3,755) or of Big5 (5,401)."""
+    found: set[str] = set()
+    for encoding, first, last in (("gb2312", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)):
+        for lead in range(first, last + 1):
+            cells = b"".join(bytes((lead, trail)) for trail in (*range(0x40, 0x7F), *range(0xA1, 0xFF)))
+            found.update(cells.decode(encoding, "ignore"))
+    return re.compile(f"[{''.join(sorted(character for character in found if HAN.match(character)))}]+")
 
 
 @lru_cache(maxsize=1)

@@ -51,6 +51,11 @@ class CleanConfig:
     """Drop documents where more than this share of 10-character sequences repeats an earlier one."""
     max_symbols: float = 0.5
     """Drop documents where more than this share of characters is digits, punctuation or symbols."""
+    max_ornaments: float = 0.2
+    """Drop documents where more than this share of characters is stars, boxes, arrows or emoji."""
+    min_function_words: float = 0.08
+    """Drop documents that are lists: 50 Chinese characters or more, fewer than one end of a sentence in 150 and less
+    than this share of function words (的 了 是 在 ...); 0: keep menus, lists of links, names or key phrases."""
     min_chinese: float = 0.0
     """Drop documents where less than this share of letters is Chinese."""
     chinese: Chinese = "keep"
@@ -77,8 +82,8 @@ class CleanConfig:
     """Of documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all from
     85%) keep the one with the most letters, of equals the earliest; only where deduplicate is true."""
     boilerplate: int = 0
-    """Remove Chinese lines (6 letters or more, digits not compared) that more than so many documents hold; 0: none; for
-    web pages try 20."""
+    """Remove Chinese lines (6 letters or more, digits not compared) that more than so many documents hold; of lines that
+    begin with a label such as 责任编辑： 来源： 上一篇： only the label is compared; 0: none; for web pages try 20."""
     paragraphs: bool = False
     """Keep a line of 30 letters or more only in the first document that holds it."""
     decontaminate: str = ""
@@ -102,7 +107,8 @@ class CleanConfig:
     """Size of an output file, and of the portion of input that one task takes."""
 
     def __post_init__(self) -> None:
-        for name in ("max_repetition", "max_symbols", "min_chinese", "min_language"):
+        shares = "max_repetition max_symbols max_ornaments min_function_words min_chinese min_language"
+        for name in shares.split():
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: a share is between 0 and 1")
         if (
