@@ -84,7 +84,9 @@ class Encoder:
             StoppedError: a process was killed.
         """
         firsts = range(0, len(conversations), BATCH)
-        processes = min(processes or len(os.sched_getaffinity(0)), len(firsts))
+        # Each of a launcher's ranks encodes the same: all together take all cores.
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = min(processes or len(os.sched_getaffinity(0)) // ranks, len(firsts))
         with own_threads():
             if processes < 2:
                 for first in firsts:
