@@ -136,7 +136,9 @@ def removed(folder: Path) -> None:
         rows,
         f"`--boilerplate {PAGES}`: lines at the top and the bottom of {len(articles):,} articles, {LINES} of each kind, "
         f"from {SITES} sites with a wording of their own, each time with another date, number, name or title. Of the "
-        f"articles' own {whole:,} lines {lost} are lost by it; without what was injected the setting removes {itself}.",
+        f"articles' own {whole:,} lines {lost} are lost by it, most in short articles that such "
+        f"lines outweigh and that fall as lists; without what was injected the setting removes {itself}. "
+        f"What stays of editors' names stands behind labels that `clean` does not know (值班主任, 摄影).",
         append=True,
     )
 
