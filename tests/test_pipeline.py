@@ -334,6 +334,24 @@ def assert_close(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> No
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
 
 
+def moments(saved: Any) -> int:
+    """Numbers that Adam keeps in what a checkpoint holds of it."""
+    if isinstance(saved, dict):
+        mine = sum(saved[name].numel() for name in ("exp_avg", "exp_avg_sq") if name in saved)
+        return mine or sum(map(moments, saved.values()))
+    return sum(map(moments, saved)) if isinstance(saved, (list, tuple)) else 0
+
+
+def assert_moments_are_shared(run: Path, reference: Path) -> None:
+    """Each of two ranks holds half of what one process does, but for what fills up their shares."""
+    whole = reference / "checkpoint-40" / "optimizer.pt"
+    held = moments(torch.load(whole, weights_only=False))
+    files = sorted(run.glob("checkpoint-40/global_step40/*optim_states.pt"))
+    assert len(files) == 2
+    for file in files:
+        assert held / 2 <= moments(torch.load(file, weights_only=False)) < 0.51 * held
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_interrupted_and_started_again_equals_uninterrupted(
@@ -361,6 +379,7 @@ def test_deepspeed_interrupted_and_started_again_equals_uninterrupted(
     # The same checkpoint goes on with one rank and no DeepSpeed: data and schedule stay.
     lines, reference = alone(tmp_path / "alone"), alone(tmp_path / "reference")
     assert_close(read_metrics(output / "metrics.jsonl"), reference)
+    assert_moments_are_shared(output, tmp_path / "reference")
     for name in ("step", "tokens", "learning_rate"):
         assert [line[name] for line in lines] == [line[name] for line in reference]
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in reference], rel=0.01)

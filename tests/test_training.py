@@ -46,6 +46,10 @@ def test_defaults_that_the_field_lacks(tmp_path: Path) -> None:
             ["--train.eval_strategy", "steps"],
             "train.eval_strategy steps: runs do not evaluate; use zhllama evaluate",
         ),
+        (
+            ["--train.report_to", "nowhere"],
+            "train.report_to nowhere: its package is not installed; run pip install",
+        ),
         (["--embedding-learning-rate", "0"], "embedding_learning_rate 0.0: it must be above 0"),
         (["--max-minutes", "-1"], "max_minutes -1.0: it must be above 0"),
         (["--lora.targets", "[wq]"], "lora.targets wq: no such linear layer; there are down_proj"),

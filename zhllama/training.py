@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from zhllama import artifact
 from zhllama.config import UserError
@@ -47,11 +48,14 @@ def check_arguments(train: Any) -> None:
     """Refuse what TrainingArguments would fail on late, and make one process a world of one for DeepSpeed.
 
     Raises:
-        UserError: no such DeepSpeed file or no compiler for its CPU op, no length or rate of training, an evaluation
-            that has nothing to evaluate.
+        UserError: no such DeepSpeed file or no compiler for its CPU op, a service whose package is missing, no length
+            or rate of training, an evaluation that has nothing to evaluate.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    services = [train.report_to] if isinstance(train.report_to, str) else train.report_to
+    for service in set(services) - {"all", "none", *get_available_reporting_integrations()}:
+        raise UserError(f"train.report_to {service}: its package is not installed; run pip install {service}")
     if isinstance(train.deepspeed, str):
         if not Path(train.deepspeed).is_file():
             raise UserError(f"train.deepspeed {train.deepspeed}: no such file")
