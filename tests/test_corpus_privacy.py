@@ -109,8 +109,7 @@ def test_long_runs_take_linear_time() -> None:
 
 
 def sample(seed: int) -> str:
-    words = random.Random(seed).choices("春夏秋冬风雨雪霜天地山河人口手足", k=60)
-    return "".join(words)
+    return "".join(random.Random(seed).choices("春夏秋冬风雨雪霜天地山河人口手足的了在是", k=60))
 
 
 def run(tmp_path: Path, name: str, **settings: object) -> tuple[list[str], dict[str, object], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,12 +87,26 @@ def run_directory(config: Any, command: str, inputs: dict[str, Path]) -> Iterato
 
     The others refuse what it refuses: left alone they would bury its one line under errors of their own.
     """
-    if not is_first_rank():
-        artifact.check_resumable(config.output, command, inputs)
-        yield {}
-        return
-    with artifact.create(config.output, "run", command, config, inputs, resume=True) as run:
-        yield run.result
+    with threads_at_rest():
+        if not is_first_rank():
+            artifact.check_resumable(config.output, command, inputs)
+            yield {}
+            return
+        with artifact.create(config.output, "run", command, config, inputs, resume=True) as run:
+            yield run.result
+
+
+@contextmanager
+def threads_at_rest() -> Iterator[None]:
+    """Give gloo's threads a moment at the end: one that still lets go of a tensor while Python ends aborts the process.
+
+    Destroying the groups would not end those threads: DeepSpeed keeps references to two of them.
+    """
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            time.sleep(0.2)
 
 
 def train(stage: Stage, model_dir: Path, blocks: Blocks, progress: Progress | None = None) -> dict[str, Any]:
