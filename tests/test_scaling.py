@@ -99,7 +99,7 @@ def test_a_series_is_scored_by_task(
     assert (output / "report" / "report.html").read_text(encoding="utf-8").count("<svg") == 2
     said = capsys.readouterr().out
     assert "left out 1 (occurs in an evaluation file: line" in said
-    assert "1 questions are longer than block_size 256 and left out" in said
+    assert "math: left out 1 questions of 3 (longer than block_size 256)" in said
     small, large = ((output / f"rows-{n}.jsonl").read_text(encoding="utf-8").splitlines() for n in (4, 8))
     assert (len(small), large[:4]) == (4, small)
 
@@ -145,6 +145,18 @@ def test_more_rows_than_there_are(
         series("[4, 10]")
     assert stop.value.code == 2
     assert "rows 10: the data has only 9; ask for fewer, or give more data" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_category_of_long_questions_is_refused_before_anything_is_trained(
+    series: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        series("[4, 8]", "--block-size", 20)
+    assert stop.value.code == 2
+    assert (
+        "' fits into block_size 20; raise it, or take that class out of the file" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -38,6 +38,7 @@ from zhllama.terminal import print_table, say, track
 
 Question = tuple[str, list[Message]]  # task category, question and reference answer
 Scores = dict[str, dict[int, float]]  # task category -> rows -> score
+Chosen = dict[str, list[list[Message]]]  # the questions of each task category
 ALL = "mean of the tasks"
 
 
@@ -83,11 +84,14 @@ def scale_data(config: ScaleDataConfig) -> None:
     """Run the series, score it, write `report/` with a table and a plot of each score.
 
     Raises:
-        UserError: too few rows, an evaluation file of another shape, a recipe that sft refuses.
+        UserError: too few rows, an evaluation file of another shape or longer than block_size, a recipe that sft
+            refuses.
     """
     model_dir = artifact.require(config.model, "model", "--model")
     questions = read_questions(Path(config.evaluation))
     rows = shuffled_rows(config)
+    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+    chosen = by_task(questions, tokenizer, config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     runs = {count: output / f"rows-{count}" for count in config.rows}
@@ -107,7 +111,7 @@ def scale_data(config: ScaleDataConfig) -> None:
     with artifact.create(
         output / "report", "report", "scale-data", config, {**inputs, **_named(runs)}
     ) as report:
-        losses, overlaps = _score(config, model_dir, runs, questions)
+        losses, overlaps = _score(config, model_dir, runs, chosen, tokenizer)
         tables = {"bits per character": table(losses), "ROUGE-L": table(overlaps)}
         artifact.write_json(report.path / "report.json", tables)
         _page(tables).write(report.path / "report.html")
@@ -161,15 +165,33 @@ def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
     return kept
 
 
-def _score(
-    config: ScaleDataConfig, model_dir: Path, runs: dict[int, Path], questions: list[Question]
-) -> tuple[Scores, Scores]:
-    """Bits per character of the reference answers, and ROUGE-L of answers to them, for each number of rows."""
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
-    tasks: dict[str, list[list[Message]]] = {}
+def by_task(questions: list[Question], tokenizer: Any, config: ScaleDataConfig) -> Chosen:
+    """The questions to measure in each task category: those that fit into a block, in an order that the seed decides.
+
+    Raises:
+        UserError: a category of which none fits.
+    """
+    tasks: Chosen = {}
     for task, messages in random.Random(config.seed).sample(questions, len(questions)):
         tasks.setdefault(task, []).append(messages)
-    chosen = {task: _fitting(rows, tokenizer, config) for task, rows in sorted(tasks.items())}
+    for task, rows in tasks.items():
+        tasks[task] = [row for row in rows if len(encode(row, tokenizer)[0]) <= config.block_size]
+        if longer := len(rows) - len(tasks[task]):
+            say(
+                f"{task}: left out {longer} questions of {len(rows)} (longer than block_size {config.block_size})"
+            )
+        if not tasks[task]:
+            raise UserError(
+                f"evaluation {config.evaluation}: no question of {task!r} fits into block_size {config.block_size}; "
+                "raise it, or take that class out of the file"
+            )
+    return {task: tasks[task][: config.questions or None] for task in sorted(tasks)}
+
+
+def _score(
+    config: ScaleDataConfig, model_dir: Path, runs: dict[int, Path], chosen: Chosen, tokenizer: Any
+) -> tuple[Scores, Scores]:
+    """Bits per character of the reference answers, and ROUGE-L of answers to them, for each number of rows."""
     losses: Scores = {task: {} for task in chosen}
     overlaps: Scores = {task: {} for task in chosen} if config.answered else {}
     for count, adapter in {0: None, **runs}.items():
@@ -179,15 +201,6 @@ def _score(
             if config.answered:
                 overlaps[task][count] = _overlap(model, rows[: config.answered], tokenizer, config)
     return losses, overlaps
-
-
-def _fitting(rows: list[list[Message]], tokenizer: Any, config: ScaleDataConfig) -> list[list[Message]]:
-    fitting = [row for row in rows if len(encode(row, tokenizer)[0]) <= config.block_size]
-    if len(fitting) < len(rows):
-        say(
-            f"{len(rows) - len(fitting)} questions are longer than block_size {config.block_size} and left out"
-        )
-    return fitting[: config.questions or None]
 
 
 def _bits_per_character(
