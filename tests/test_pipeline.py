@@ -275,6 +275,8 @@ def alone(words: list[str]) -> Callable[[Path], list[dict[str, Any]]]:
 def start(*arguments: object) -> subprocess.Popen[str]:
     """A command of the virtual environment in a process group of its own, in the project's folder."""
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    # a shell's background job ignores Ctrl-C, and so would what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         list(map(str, arguments)),
         cwd=ROOT,
