@@ -24,12 +24,12 @@ from table import RESULTS, machine, write_table
 
 from zhllama.artifact import read_record
 from zhllama.device import default_dtype
-from zhllama.evaluate import measure
-from zhllama.metrics import read_metrics
+from zhllama.measure.evaluate import measure
 from zhllama.model.adapter import adapter_parts, load_adapter
 from zhllama.model.trainable import load_trainable
 from zhllama.page import line_plot
 from zhllama.tokenizer.load import load
+from zhllama.train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ["--config", str(ROOT / "pretrain" / "tiny.yaml"), "--train.deepspeed", "null", "--train.report_to", "none",

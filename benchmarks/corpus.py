@@ -180,8 +180,8 @@ def copies(articles: list[str], source: random.Random) -> list[tuple[int, str]]:
 
 def near() -> None:
     """How many injected copies are found, and which articles are lost that nothing like them remains of."""
-    from zhllama.corpus.grams import gram_hashes, letters
-    from zhllama.corpus.near import GRAM
+    from zhllama.corpus.near_duplicates import GRAM
+    from zhllama.corpus.ngrams import letters, ngram_hashes
     from zhllama.demo.material import news
 
     source = random.Random(6)
@@ -201,7 +201,7 @@ def near() -> None:
     caught = sum(remaining[which] < 2 for which, _ in injected)
     lost = [which for which in range(len(articles)) if not remaining[which]]
     grams = {
-        which: set(gram_hashes(letters(articles[which]), GRAM).tolist()) for which in range(len(articles))
+        which: set(ngram_hashes(letters(articles[which]), GRAM).tolist()) for which in range(len(articles))
     }
     unlike = [
         which

@@ -24,7 +24,7 @@ def measure(way: str, tokens: int, hidden: int, rows: int, new: int) -> None:
     import torch
     import torch.nn.functional as F
 
-    from zhllama.model.loss import linear_cross_entropy
+    from zhllama.model.fast.loss import linear_cross_entropy
 
     torch.manual_seed(0)
     states = torch.randn(tokens, hidden, requires_grad=True)

@@ -103,7 +103,7 @@ def child(way: str, model: str, file: str, folder: str) -> None:
     from transformers import AutoTokenizer
 
     from zhllama.conversation.mixture import build_mixture
-    from zhllama.conversation.source import MixtureSettings, Source
+    from zhllama.conversation.settings import InstructionSource, MixtureSettings
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     before, begun = os.times(), time.perf_counter()
@@ -111,7 +111,9 @@ def child(way: str, model: str, file: str, folder: str) -> None:
         peer(tokenizer, file, folder, way)
     else:
         similarity = 0.9999 if way.endswith("too") else 1
-        mixture = build_mixture([Source(file)], MixtureSettings(similarity=similarity), tokenizer, LIMIT)
+        mixture = build_mixture(
+            [InstructionSource(file)], MixtureSettings(similarity=similarity), tokenizer, LIMIT
+        )
         assert mixture.table[0]["rows"] > 0.99 * mixture.table[0]["read"], (
             mixture.table
         )  # or less work is measured

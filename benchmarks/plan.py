@@ -63,7 +63,7 @@ def model_config(shape: dict[str, Any]) -> dict[str, Any]:
 
 def predict(case: dict[str, Any]) -> tuple[str, dict[str, float]]:
     from zhllama.model.adapter import LoraSettings
-    from zhllama.model.plan import Job, count, memory, shape_config
+    from zhllama.plan.memory import Job, count, memory, shape_config
 
     job = Job(
         config=shape_config(model_config(case["shape"])),
@@ -89,7 +89,7 @@ def resident(field: str) -> int:
 def make_model(case: dict[str, Any], directory: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from zhllama.model.plan import shape_config
+    from zhllama.plan.memory import shape_config
 
     config = shape_config(model_config(case["shape"]))
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
@@ -108,10 +108,10 @@ def measure(case: dict[str, Any], directory: Path) -> None:
     from zhllama.model.adapter import LoraSettings
     from zhllama.model.trainable import load_trainable
     from zhllama.pack.blocks import Blocks
-    from zhllama.pretrain import PretrainConfig
     from zhllama.tokenizer.load import load
-    from zhllama.trainer import BlockTrainer
-    from zhllama.training import compute_dtype
+    from zhllama.train.pretrain import PretrainConfig
+    from zhllama.train.run import compute_dtype
+    from zhllama.train.trainer import BlockTrainer
 
     arguments = TrainingArguments(
         output_dir=str(directory / "out"), use_cpu=True, bf16=case["bf16"], max_steps=STEPS, report_to=[],
@@ -190,8 +190,8 @@ def compare() -> None:
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-    from zhllama.model.plan import GIB, Job, count, known_shape, shape_config, states
-    from zhllama.model.zero import Zero
+    from zhllama.plan.memory import GIB, Job, count, known_shape, shape_config, states
+    from zhllama.plan.sharding import Zero
 
     rows = []
     for name in ("7b", "13b", "65b"):

@@ -83,7 +83,7 @@ def arguments(dtype: str) -> dict[str, Any]:
 
 def by_zhllama(folder: Path, output: Path, dtype: str) -> None:
     from zhllama.config import parse
-    from zhllama.pretrain import PretrainConfig, pretrain
+    from zhllama.train.pretrain import PretrainConfig, pretrain
 
     flags = ["--model", str(folder / "model"), "--tokens", str(folder / "tokens"), "--output", str(output)]
     for name, value in arguments(dtype).items():
@@ -150,9 +150,9 @@ def train(way: str, dtype: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "run"
         if way == "zhllama":
-            import zhllama.training
+            import zhllama.train.run
 
-            assert zhllama.training
+            assert zhllama.train.run
             by_zhllama(folder, output, dtype)
         elif way == "llamafactory":
             by_llamafactory(folder, output, dtype)
@@ -166,7 +166,7 @@ def needed(folder: Path) -> float:
     import torch
 
     from zhllama.model.adapter import LoraSettings
-    from zhllama.model.cost import flops_of
+    from zhllama.model.operations import flops_of
     from zhllama.model.trainable import load_trainable
 
     lora = LoraSettings(rank=RANK, alpha=ALPHA)

@@ -57,7 +57,7 @@ def prepare(folder: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from zhllama.conversation.mixture import build_mixture
-    from zhllama.conversation.source import MixtureSettings, Source
+    from zhllama.conversation.settings import InstructionSource, MixtureSettings
     from zhllama.tokenizer import write
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -75,7 +75,7 @@ def prepare(folder: Path) -> None:
     def encode(mixture: list[dict[str, str]]) -> Any:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in mixture]
         (folder / "mixture.jsonl").write_text("".join(lines), encoding="utf-8")
-        source = Source(str(folder / "mixture.jsonl"))
+        source = InstructionSource(str(folder / "mixture.jsonl"))
         return build_mixture([source], MixtureSettings(similarity=1), tokenizer, BLOCK).samples
 
     chosen = rows()[:SAMPLES]
@@ -115,7 +115,7 @@ def arguments() -> dict[str, Any]:
 
 def by_zhllama(folder: Path, output: Path) -> int:
     from zhllama.config import parse
-    from zhllama.sft import SftConfig, sft
+    from zhllama.train.sft import SftConfig, sft
 
     flags = ["--model", str(folder / "model"), "--output", str(output), "--block-size", str(BLOCK)]
     flags += ["--progress.endings", "0"]
@@ -218,7 +218,7 @@ def losses(folder: Path) -> tuple[float, float]:
     from zhllama.model.adapter import adapter_parts, load_adapter
     from zhllama.model.trainable import load_trainable
     from zhllama.pack.conversations import pack_conversations
-    from zhllama.sft import SftConfig, sft
+    from zhllama.train.sft import SftConfig, sft
 
     run = folder / "run"
     flags = ["--model", str(folder / "model"), "--output", str(run), "--block-size", str(BLOCK)]

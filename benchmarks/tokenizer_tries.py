@@ -20,7 +20,7 @@ from zhllama.tokenizer.admit import NORMAL, Admitted, admit
 from zhllama.tokenizer.alphabet import CJK_CLASS
 from zhllama.tokenizer.load import Loaded
 from zhllama.tokenizer.merge import build, vocabulary_of
-from zhllama.tokenizer.sample import Sample, count_runs, cut_at_words, draw_samples, frequent_characters
+from zhllama.tokenizer.sample import CorpusSample, count_runs, cut_at_words, draw_samples, frequent_characters
 from zhllama.tokenizer.trainer import train_pieces
 
 SIZE = 17_953
@@ -33,7 +33,7 @@ class Tries:
 
     def __init__(self, base: Loaded, train: list[str], held_out: list[str], others: list[str]) -> None:
         self.base = base
-        self.sample = Sample("news", train, [], 1, 1)
+        self.sample = CorpusSample("news", train, [], 1, 1)
         self.tests = (held_out, others)
         self.rows: list[list[str]] = []
 

@@ -162,7 +162,7 @@ def merged(
 
 def shipped_template(name: str) -> str:
     """One of the package's chat templates."""
-    return files("zhllama").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+    return files("zhllama.tokenizer").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def save_tiny_llama(directory: Path, tied: bool) -> None:
@@ -332,7 +332,7 @@ def toy() -> list[str]:
     """Flags that make a toy run exact and quick: no accelerator, float32, no event files, no warm-up, small LoRA."""
     flags = {"train.use-cpu": "true", "train.bf16": "false", "train.report-to": "none", "lora.rank": "4"}
     flags |= {"train.warmup-steps": "0", "train.lr-scheduler-type": "linear"}
-    import zhllama.training  # noqa: F401
+    import zhllama.train.run  # noqa: F401
 
     gc.freeze()  # Trainer collects garbage whenever it starts: let it pass over what is imported
     return [word for name, value in flags.items() for word in (f"--{name}", value)]

@@ -81,7 +81,7 @@ def refusal(*arguments: str) -> str:
 
 def train_refusal(*arguments: str) -> str:
     """The line that sft gives; its settings hold TrainingArguments."""
-    from zhllama.sft import SftConfig
+    from zhllama.train.sft import SftConfig
 
     with pytest.raises(UserError) as refused:
         parse("sft", SftConfig, ["--model", "m", "--data", "{file: f}", "--output", "o", *arguments])
@@ -180,7 +180,7 @@ def test_a_bare_switch_is_true(arguments: list[str], fast: bool) -> None:
 
 
 def test_a_bare_switch_of_the_training_arguments_is_true() -> None:
-    from zhllama.sft import SftConfig
+    from zhllama.train.sft import SftConfig
 
     base = ["--model", "m", "--data", "{file: f}", "--output", "o"]
     assert (
@@ -335,7 +335,7 @@ def test_a_check_of_a_nested_dataclass_keeps_its_line() -> None:
 
 def test_a_resolved_default_does_not_overrule_a_setting() -> None:
     """transformers turns gradient_checkpointing into activation_checkpointing, unless that is False already."""
-    from zhllama.sft import SftConfig
+    from zhllama.train.sft import SftConfig
 
     arguments = ["--model", "m", "--data", "{file: f}", "--output", "o"]
     train = parse("sft", SftConfig, [*arguments, "--train.gradient_checkpointing", "true"]).train
@@ -343,7 +343,7 @@ def test_a_resolved_default_does_not_overrule_a_setting() -> None:
 
 
 def test_output_becomes_the_output_directory_of_training(tmp_path: Path) -> None:
-    from zhllama.sft import SftConfig
+    from zhllama.train.sft import SftConfig
 
     arguments = ["--model", "m", "--data", "{file: f}", "--output", str(tmp_path / "run")]
     assert parse("sft", SftConfig, arguments).train.output_dir == str(tmp_path / "run")
@@ -380,7 +380,7 @@ def test_other_values_are_given_as_text() -> None:
 
 
 def test_training_arguments_as_given_hold_their_values() -> None:
-    from zhllama.sft import SftConfig
+    from zhllama.train.sft import SftConfig
 
     arguments = ["--model", "m", "--data", "{file: f}", "--output", "o", "--train.learning_rate", "2e-4"]
     given = as_given(parse("sft", SftConfig, arguments))

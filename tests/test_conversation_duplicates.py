@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zhllama.conversation.duplicates import jaccard, near_copies, plain, repeats
-from zhllama.corpus.grams import windows
+from zhllama.corpus.ngrams import windows
 
 
 def changed(text: str, count: int, seed: int) -> str:

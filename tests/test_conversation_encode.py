@@ -13,13 +13,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from zhllama.config import UserError
-from zhllama.conversation.encode import BATCH, Encoder, Sample, Shortened, encode
+from zhllama.conversation.encode import BATCH, EncodedConversation, Encoder, Shortened, encode
 from zhllama.conversation.formats import Message
 from zhllama.conversation.read import read_conversations
 from zhllama.stop import StoppedError
 from zhllama.tokenizer.template import MARKS
 
-TEMPLATES = sorted((Path(__file__).resolve().parents[1] / "zhllama" / "templates").rglob("*.jinja"))
+TEMPLATES = sorted(
+    (Path(__file__).resolve().parents[1] / "zhllama" / "tokenizer" / "templates").rglob("*.jinja")
+)
 SYSTEM = "你是助手。"
 ASKED, ANSWERED = ["中国的首都是哪里？", "Why?\n两行"], ["北京。", "因为：\n- 一\n- 二"]
 TALK = [
@@ -238,7 +240,7 @@ def test_batches_and_processes_make_no_difference(loaded: Any, name: str, englis
     outcomes = list(Encoder(tokenizer).encode_all(talks, processes=3))
     assert len(outcomes) == len(talks)
     for talk, outcome in list(zip(talks, outcomes, strict=True))[::40]:
-        assert isinstance(outcome, Sample)
+        assert isinstance(outcome, EncodedConversation)
         assert (list(outcome.ids), list(outcome.learnt)) == encode(talk, tokenizer)
 
 
@@ -275,7 +277,7 @@ def test_workers_end_with_a_caller_that_stops_early_or_is_killed(chatml: Any, tm
 
     before = children(os.getpid())
     outcomes = Encoder(chatml).encode_all([ask("你好", "您好！")] * (9 * BATCH), processes=2)
-    assert isinstance(next(outcomes), Sample)
+    assert isinstance(next(outcomes), EncodedConversation)
     workers = [child for child in children(os.getpid()) if child not in before]
     assert len(workers) == 2
     outcomes.close()
@@ -319,7 +321,7 @@ def test_the_name_of_a_special_token_is_no_text(chatml: Any, place: int, token: 
     bad[place] = {**bad[place], "content": f"a {token} b"}
     outcomes = Encoder(chatml).encode_batch([bad, ask("问", "答")])
     assert outcomes[0] == "the name of a special token in the text"
-    assert isinstance(outcomes[1], Sample)
+    assert isinstance(outcomes[1], EncodedConversation)
 
 
 def test_what_the_template_refuses_is_left_out_alone(chatml: Any) -> None:
@@ -332,7 +334,7 @@ def test_what_the_template_refuses_is_left_out_alone(chatml: Any) -> None:
         [[{"role": "system", "content": SYSTEM}, *TALK], ask("你好", "您好！")]
     )
     assert refused == "refused by the chat template"
-    assert isinstance(kept, Sample)
+    assert isinstance(kept, EncodedConversation)
     assert (list(kept.ids), list(kept.learnt)) == encode(ask("你好", "您好！"), chatml)
 
 
@@ -357,7 +359,7 @@ def fit(tokenizer: Any, messages: list[Message], limit: int, too_long: Any = "sh
 def test_a_conversation_at_the_limit_stays_whole(chatml: Any) -> None:
     whole = encode(TALK, chatml)
     outcome = fit(chatml, TALK, len(whole[0]))
-    assert isinstance(outcome, Sample)
+    assert isinstance(outcome, EncodedConversation)
     assert list(outcome.ids) == whole[0]
 
 

@@ -12,7 +12,7 @@ from zhllama.config import UserError
 from zhllama.conversation.encode import encode
 from zhllama.conversation.formats import Message
 from zhllama.conversation.mixture import Mixture, build_mixture, print_mixture
-from zhllama.conversation.source import MixtureSettings, Source
+from zhllama.conversation.settings import InstructionSource, MixtureSettings
 
 THINGS = "天海湖河水山云花草木石土金银铜铁"
 ROWS = [{"instruction": f"{thing}是什么颜色？", "output": f"{thing}是{thing}色。"} for thing in THINGS]
@@ -54,7 +54,7 @@ def test_all_rows_are_taken_once_and_counted(tmp_path: Path, chatml: Any) -> Non
         put(tmp_path, [*ROWS[:3], {"instruction": "问", "output": ""}], "1"),
         put(tmp_path, ROWS[3:8], "2"),
     )
-    mixture = build_mixture([Source(one), Source(two)], EXACT, chatml, 512)
+    mixture = build_mixture([InstructionSource(one), InstructionSource(two)], EXACT, chatml, 512)
     first, second = expected(ROWS[:3], chatml), expected(ROWS[3:8], chatml)
     assert sorted(map(mixture.samples.__getitem__, range(3))) == sorted(first)
     assert sorted(map(mixture.samples.__getitem__, range(3, 8))) == sorted(second)
@@ -77,7 +77,7 @@ def test_all_rows_are_taken_once_and_counted(tmp_path: Path, chatml: Any) -> Non
 
 
 def test_samples_are_drawn_without_repeats_while_there_are_rows(tmp_path: Path, chatml: Any) -> None:
-    mixture = build_mixture([Source(put(tmp_path, ROWS), samples=5)], EXACT, chatml, 512)
+    mixture = build_mixture([InstructionSource(put(tmp_path, ROWS), samples=5)], EXACT, chatml, 512)
     drawn = [tuple(ids) for ids, _ in mixture.samples]
     assert len(set(drawn)) == len(drawn) == 5
     assert drawn != [tuple(ids) for ids, _ in expected(ROWS[:5], chatml)]
@@ -86,7 +86,8 @@ def test_samples_are_drawn_without_repeats_while_there_are_rows(tmp_path: Path, 
 def test_fewer_samples_are_the_first_of_more(tmp_path: Path, chatml: Any) -> None:
     file = put(tmp_path, ROWS)
     few, many = (
-        list(build_mixture([Source(file, samples=count)], EXACT, chatml, 512).samples) for count in (4, 9)
+        list(build_mixture([InstructionSource(file, samples=count)], EXACT, chatml, 512).samples)
+        for count in (4, 9)
     )
     assert many[:4] == few
 
@@ -95,33 +96,39 @@ def test_more_samples_than_rows_repeat_them_evenly_up_to_the_bound(
     tmp_path: Path, chatml: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = put(tmp_path, ROWS[:3])
-    mixture = build_mixture([Source(file, samples=7)], EXACT, chatml, 512)
+    mixture = build_mixture([InstructionSource(file, samples=7)], EXACT, chatml, 512)
     assert sorted(np.bincount(mixture.samples.order).tolist()) == [2, 2, 3]
     assert mixture.table[0]["repeats"] == 2.33
     assert capsys.readouterr().out == ""
-    assert counts(build_mixture([Source(file, samples=7, max_repeats=2)], EXACT, chatml, 512)) == [6]
+    assert counts(build_mixture([InstructionSource(file, samples=7, max_repeats=2)], EXACT, chatml, 512)) == [
+        6
+    ]
     assert capsys.readouterr().out == f"{file}: 6 of 7 samples, as max_repeats 2 allows\n"
 
 
 def test_weights_share_the_rows(tmp_path: Path, chatml: Any) -> None:
     one, two = put(tmp_path, ROWS[:4], "1"), put(tmp_path, ROWS[4:12], "2")
-    mixture = build_mixture([Source(one, weight=3), Source(two, weight=2)], EXACT, chatml, 512)
+    mixture = build_mixture(
+        [InstructionSource(one, weight=3), InstructionSource(two, weight=2)], EXACT, chatml, 512
+    )
     assert counts(mixture) == [12, 8]
 
 
 def test_tokens_of_a_source_are_bounded(tmp_path: Path, chatml: Any) -> None:
     file = put(tmp_path, ROWS)
-    (whole,) = build_mixture([Source(file)], EXACT, chatml, 512).table
-    (part,) = build_mixture([Source(file, max_tokens=whole["tokens"] // 3)], EXACT, chatml, 512).table
+    (whole,) = build_mixture([InstructionSource(file)], EXACT, chatml, 512).table
+    (part,) = build_mixture(
+        [InstructionSource(file, max_tokens=whole["tokens"] // 3)], EXACT, chatml, 512
+    ).table
     assert whole["tokens"] / 3 - 100 < part["tokens"] <= whole["tokens"] / 3
     assert "max_tokens is below every conversation" in refusal(
-        [Source(file, max_tokens=3)], EXACT, chatml, 512
+        [InstructionSource(file, max_tokens=3)], EXACT, chatml, 512
     )
 
 
 def test_temperature_evens_tasks_out(tmp_path: Path, chatml: Any) -> None:
     one, two = put(tmp_path, ROWS[:4], "1"), put(tmp_path, ROWS[4:], "2")
-    sources = [Source(one, task="few"), Source(two, task="many")]
+    sources = [InstructionSource(one, task="few"), InstructionSource(two, task="many")]
     mixture = build_mixture(sources, MixtureSettings(temperature=1e9, similarity=1), chatml, 512)
     assert counts(mixture) == [8, 8]
     assert [one["tasks"] for one in mixture.table] == [{"few": 8}, {"many": 8}]
@@ -130,7 +137,7 @@ def test_temperature_evens_tasks_out(tmp_path: Path, chatml: Any) -> None:
 def test_duplicates_across_sources_are_kept_in_the_first(tmp_path: Path, chatml: Any) -> None:
     spaced = {"instruction": ROWS[1]["instruction"] + " ", "output": ROWS[1]["output"]}
     one, two = put(tmp_path, ROWS[:3], "1"), put(tmp_path, [ROWS[5], spaced, ROWS[0], ROWS[5]], "2")
-    mixture = build_mixture([Source(one), Source(two)], EXACT, chatml, 512)
+    mixture = build_mixture([InstructionSource(one), InstructionSource(two)], EXACT, chatml, 512)
     assert counts(mixture) == [3, 1]
     assert mixture.table[1]["dropped"] == {"the same as an earlier row": {"rows": 3, "lines": [2, 3, 4]}}
 
@@ -139,24 +146,24 @@ def test_near_duplicates_are_left_out_unless_told_otherwise(tmp_path: Path, chat
     long = "请详细说明为什么天空在晴朗的白天看起来是蓝色的，而在傍晚却常常变成红色，并举出生活中的例子。"
     rows = [{"instruction": long, "output": "因为散射。"}, {"instruction": long[1:], "output": "因为散射。"}]
     file = put(tmp_path, rows)
-    (near,) = build_mixture([Source(file)], MixtureSettings(), chatml, 512).table
+    (near,) = build_mixture([InstructionSource(file)], MixtureSettings(), chatml, 512).table
     assert near["dropped"] == {"nearly an earlier row": {"rows": 1, "lines": [2]}}
-    assert counts(build_mixture([Source(file)], EXACT, chatml, 512)) == [2]
+    assert counts(build_mixture([InstructionSource(file)], EXACT, chatml, 512)) == [2]
 
 
 def test_evaluation_texts_are_left_out(tmp_path: Path, chatml: Any) -> None:
     evaluation = put(tmp_path, [{"question": ROWS[2]["instruction"]}], "e")
     settings = MixtureSettings(evaluation=[evaluation])
-    (one,) = build_mixture([Source(put(tmp_path, ROWS))], settings, chatml, 512).table
+    (one,) = build_mixture([InstructionSource(put(tmp_path, ROWS))], settings, chatml, 512).table
     assert one["dropped"]["occurs in an evaluation file"] == {"rows": 1, "lines": [3]}
 
 
 def test_long_rows_are_shortened_or_dropped(tmp_path: Path, chatml: Any) -> None:
     file = put(tmp_path, [*ROWS, {"instruction": "长" * 60, "output": "短。"}])
-    (kept,) = build_mixture([Source(file)], EXACT, chatml, 160).table
+    (kept,) = build_mixture([InstructionSource(file)], EXACT, chatml, 160).table
     assert kept["shortened"] == {"shortened in the middle of its request": {"rows": 1, "lines": [17]}}
     drop = MixtureSettings(similarity=1, too_long="drop")
-    (dropped,) = build_mixture([Source(file)], drop, chatml, 160).table
+    (dropped,) = build_mixture([InstructionSource(file)], drop, chatml, 160).table
     assert dropped["dropped"] == {"longer than block_size 160": {"rows": 1, "lines": [17]}}
     assert (kept["rows"], dropped["rows"]) == (17, 16)
 
@@ -164,7 +171,7 @@ def test_long_rows_are_shortened_or_dropped(tmp_path: Path, chatml: Any) -> None
 def test_only_last_replies_are_learnt_where_asked(tmp_path: Path, chatml: Any) -> None:
     file = put(tmp_path, [{"messages": [*ask("一", "二"), *ask("三", "四")]}])
     every, last = (
-        sum(build_mixture([Source(file)], MixtureSettings(learn=learn), chatml, 512).samples[0][1])
+        sum(build_mixture([InstructionSource(file)], MixtureSettings(learn=learn), chatml, 512).samples[0][1])
         for learn in ("every", "last")
     )
     assert 0 < last < every
@@ -173,7 +180,7 @@ def test_only_last_replies_are_learnt_where_asked(tmp_path: Path, chatml: Any) -
 def test_the_same_settings_give_the_same_mixture_and_another_seed_another(
     tmp_path: Path, chatml: Any
 ) -> None:
-    sources = [Source(put(tmp_path, ROWS), samples=10)]
+    sources = [InstructionSource(put(tmp_path, ROWS), samples=10)]
     first, again, other = (
         list(build_mixture(sources, MixtureSettings(similarity=1, seed=seed), chatml, 512).samples)
         for seed in (0, 0, 1)
@@ -183,7 +190,7 @@ def test_the_same_settings_give_the_same_mixture_and_another_seed_another(
 
 def test_a_forced_format_is_used(tmp_path: Path, chatml: Any) -> None:
     file = put(tmp_path, [{**ROWS[0], "input": "甲", "target": "乙", "type": "nli"}])
-    (one,) = build_mixture([Source(file, format="pclue")], EXACT, chatml, 512).table
+    (one,) = build_mixture([InstructionSource(file, format="pclue")], EXACT, chatml, 512).table
     assert (one["format"], one["tasks"]) == ("pclue", {"nli": 1})
 
 
@@ -193,7 +200,7 @@ def test_the_table_and_what_is_left_out_are_said(
     file = put(
         tmp_path, [ROWS[0], {"instruction": "问", "output": ""}, {"instruction": "长" * 60, "output": "短。"}]
     )
-    print_mixture(build_mixture([Source(file)], EXACT, chatml, 160))
+    print_mixture(build_mixture([InstructionSource(file)], EXACT, chatml, 160))
     said = capsys.readouterr().out
     assert "repeats" in said
     assert f"{file}: left out 1 (empty reply: line 2)\n" in said
@@ -205,7 +212,7 @@ def test_a_mixture_of_which_nothing_is_left_says_why(tmp_path: Path, chatml: Any
         put(tmp_path, [ROWS[0], {"instruction": "问", "output": ""}], "1"),
         put(tmp_path, ROWS[1:2], "2"),
     )
-    assert refusal([Source(one), Source(two)], EXACT, chatml, 4) == (
+    assert refusal([InstructionSource(one), InstructionSource(two)], EXACT, chatml, 4) == (
         f"data: nothing left to learn from: {one}: 1 (empty reply: line 2), 1 (longer than block_size 4: line 1); "
         f"{two}: 1 (longer than block_size 4: line 1)"
     )
@@ -230,13 +237,13 @@ def test_a_source_that_contradicts_itself_is_refused(
 ) -> None:
     file = put(tmp_path, ROWS)
     with pytest.raises(UserError) as refused:
-        Source(file, **settings).checked()
+        InstructionSource(file, **settings).checked()
     assert str(refused.value) == f"data {file}: {what}"
 
 
 def test_a_source_without_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        Source(f"{tmp_path}/none").checked()
+        InstructionSource(f"{tmp_path}/none").checked()
     assert str(refused.value) == f"data: no such file: {tmp_path}/none"
 
 
@@ -252,7 +259,7 @@ def test_settings_out_of_range_are_refused(name: str, value: float, what: str) -
 
 def test_real_files_make_a_mixture(shared_data: Path, chatml: Any) -> None:
     names = ("alpaca_zh_demo.json", "alpaca_en_demo.json", "pCLUE_train_9.json")
-    sources = [Source(str(shared_data / name), samples=50) for name in names]
+    sources = [InstructionSource(str(shared_data / name), samples=50) for name in names]
     mixture = build_mixture(sources, MixtureSettings(), chatml, 1024)
     assert counts(mixture) == [50] * 3
     assert sum(mixture.table[2]["tasks"].values()) == 50

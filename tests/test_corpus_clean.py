@@ -6,7 +6,8 @@ import pytest
 
 from zhllama import cli
 from zhllama.config import UserError
-from zhllama.corpus import rules, stages
+from zhllama.corpus import pipeline as stages
+from zhllama.corpus import rules
 from zhllama.corpus.clean import CleanConfig, clean
 from zhllama.corpus.read import read_documents
 from zhllama.corpus.rules import Limits

@@ -8,8 +8,8 @@ import pytest
 from datatrove.data import Document
 
 from zhllama.corpus import measure
-from zhllama.corpus.measure import Measure, Sample, frequent
-from zhllama.corpus.tally import Tally
+from zhllama.corpus.measure import Measure, TextSample, frequent
+from zhllama.corpus.tally import DocumentTally
 
 
 def test_sequences_are_counted_within_punctuation() -> None:
@@ -28,7 +28,7 @@ def test_a_sample_is_bounded_and_the_same_in_any_order(monkeypatch: pytest.Monke
     drawn = []
     for seed in range(2):
         random.Random(seed).shuffle(documents)
-        sample = Sample()
+        sample = TextSample()
         for identifier, text in documents:
             sample.add(identifier, text)
         assert 200 < sample.characters <= 1000
@@ -38,10 +38,10 @@ def test_a_sample_is_bounded_and_the_same_in_any_order(monkeypatch: pytest.Monke
 
 def test_the_sample_after_is_what_is_left_of_that_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SAMPLE", 1000)
-    before = Sample()
+    before = TextSample()
     for number in range(1000):
         before.add(f"a.txt:{number}", f"{number:010d}")
-    after = Sample(before.halvings)
+    after = TextSample(before.halvings)
     for number in range(0, 1000, 3):
         after.add(f"a.txt:{number}", f"{number:010d}")
     assert after.texts() == [text for text in before.texts() if int(text) % 3 == 0]
@@ -51,7 +51,7 @@ def test_qualities_sources_and_kinds_are_counted(tmp_path: Path) -> None:
     texts = {"books/a.txt": "中文 letters", "b.txt": "中文，。", "books/c.txt": " "}
     documents = [Document(text, f"{name}:1", metadata={"source": name}) for name, text in texts.items()]
     assert list(Measure(str(tmp_path), "before").run(iter(documents))) == documents
-    seen = Tally.total(tmp_path).seen
+    seen = DocumentTally.total(tmp_path).seen
     assert seen["before documents"] == {"books": 2, "other": 1}
     assert seen["before characters"] == {"books": 11, "other": 4}
     assert seen["before source characters"]["books/a.txt"] == 10
@@ -63,9 +63,9 @@ def test_qualities_sources_and_kinds_are_counted(tmp_path: Path) -> None:
 def test_of_many_names_the_most_frequent_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zhllama.corpus.tally.MOST", 4)
     for rank in range(3):
-        tally = Tally()
+        tally = DocumentTally()
         tally.seen["names"] = Counter({"common": 5, f"rare {rank}": 1, f"other {rank}": 2})
         tally.save(str(tmp_path), "step", rank)
-    total = Tally.total(tmp_path).seen["names"]
+    total = DocumentTally.total(tmp_path).seen["names"]
     assert total["common"] == 15
     assert len(total) <= 4

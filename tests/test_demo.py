@@ -12,8 +12,8 @@ from zhllama.cli import COMMANDS, main
 from zhllama.config import UserError, parse
 from zhllama.demo import material
 from zhllama.demo.report import STAGES, TEXTS, write_report
-from zhllama.demo.steps import FAST, FULL, ROOT, Step, plan, run_steps
-from zhllama.metrics import METRICS
+from zhllama.demo.steps import FAST, FULL, ROOT, Step, demo_steps, run_steps
+from zhllama.train.metrics import METRICS
 
 
 @pytest.mark.parametrize("budget", [FULL, FAST])
@@ -22,7 +22,7 @@ def test_every_step_is_a_command_that_parses(
 ) -> None:
     monkeypatch.chdir(ROOT)
     material.write_texts(tmp_path / "raw", tmp_path / "held-out")
-    for step in plan(tmp_path, budget):  # type: ignore[arg-type]
+    for step in demo_steps(tmp_path, budget):  # type: ignore[arg-type]
         name = "pretrain" if step.launched else step.arguments[0]
         arguments = [*step.arguments[1:], "--output", str(step.output)]
         if step.launched:
@@ -34,7 +34,7 @@ def test_every_step_is_a_command_that_parses(
 
 
 def test_plan_covers_the_ten_steps_and_reads_only_what_came_before(tmp_path: Path) -> None:
-    steps = plan(tmp_path, FULL)
+    steps = demo_steps(tmp_path, FULL)
     assert sorted({step.number for step in steps}) == list(range(1, 11))
     outputs = [step.output for step in steps]
     assert len(set(outputs)) == len(outputs)
@@ -46,8 +46,8 @@ def test_plan_covers_the_ten_steps_and_reads_only_what_came_before(tmp_path: Pat
 
 
 def test_full_run_is_planned_within_its_promise() -> None:
-    assert sum(step.seconds for step in plan(Path("x"), FULL)) < 25 * 60
-    assert sum(step.seconds for step in plan(Path("x"), FAST)) < 4 * 60
+    assert sum(step.seconds for step in demo_steps(Path("x"), FULL)) < 25 * 60
+    assert sum(step.seconds for step in demo_steps(Path("x"), FAST)) < 4 * 60
 
 
 def cleaning(

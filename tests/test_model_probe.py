@@ -18,8 +18,8 @@ from zhllama.device import default_device, default_dtype
 from zhllama.model import bits
 from zhllama.model.probe import ALL, BYTES_PER_TOKEN, ProbeConfig, cut_at, probe_init, split
 from zhllama.model.resize import InitSettings, ResizeConfig, initial_rows, resize_embeddings
+from zhllama.model.row_trainer import RowTrainer, Text, share_of_rate
 from zhllama.model.trainable import load_trainable
-from zhllama.model.trial import Text, Trial, share_of_rate
 from zhllama.tokenizer.load import load
 
 
@@ -162,17 +162,17 @@ def test_a_run_does_not_depend_on_those_before_it(
 
 def test_only_new_rows_train(config: ProbeConfig, kind: str, known_text: str) -> None:
     source, tokenizer = Path(config.model), load(config.tokenizer)
-    trial = Trial(source, load(source), tokenizer, read_record(config.tokenizer)["result"])
-    trial.make_room()
-    trial.start(InitSettings(), 0)
-    parameters = dict(trial.model.named_parameters())
+    trainer = RowTrainer(source, load(source), tokenizer, read_record(config.tokenizer)["result"])
+    trainer.make_room()
+    trainer.start(InitSettings(), 0)
+    parameters = dict(trainer.model.named_parameters())
     frozen = {name: value.clone() for name, value in parameters.items() if "new_rows" not in name}
-    begun = [rows.detach().clone() for rows in trial.rows]
+    begun = [rows.detach().clone() for rows in trainer.rows]
     assert len(begun) == (1 if kind == "bytelevel" else 2)
     text = Text.of([known_text], tokenizer, 32)
-    trial.train(text.batches, text, 1e-2, 100, lambda: None)
+    trainer.train(text.batches, text, 1e-2, 100, lambda: None)
     assert all(torch.equal(value, parameters[name]) for name, value in frozen.items())
-    assert all(not torch.equal(old, new) for old, new in zip(begun, trial.rows, strict=True))
+    assert all(not torch.equal(old, new) for old, new in zip(begun, trainer.rows, strict=True))
 
 
 def test_training_helps(probed: Callable[..., dict[str, Any]]) -> None:

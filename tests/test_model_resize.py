@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zhllama.artifact import fingerprint, read_record
 from zhllama.config import UserError
-from zhllama.evaluate import EvaluateConfig, evaluate
+from zhllama.measure.evaluate import EvaluateConfig, evaluate
 from zhllama.model import resize
 from zhllama.model.bits import passages
 from zhllama.model.resize import InitSettings, ResizeConfig, new_rows, resize_embeddings

@@ -11,14 +11,14 @@ from zhllama.pack import mixture
 from zhllama.pack.blocks import Blocks
 from zhllama.pack.encode import Encoded
 from zhllama.pack.fit import fit_documents
-from zhllama.pack.mixture import Source, choose_counts, choose_replay, mix, write_blocks
+from zhllama.pack.mixture import FittedCorpus, blocks_per_source, choose_replay, interleave, write_blocks
 
 
-def source_of(file: Path, lengths: list[int], size: int, first: int) -> Source:
+def source_of(file: Path, lengths: list[int], size: int, first: int) -> FittedCorpus:
     """Documents of these lengths; each token is `first` and its place in the source."""
     (first + np.arange(sum(lengths))).astype(np.uint16).tofile(file)
     encoded = Encoded(file, np.dtype(np.uint16), np.asarray(lengths, dtype=np.int64))
-    return Source(file.name, encoded, fit_documents(encoded.lengths, size))
+    return FittedCorpus(file.name, encoded, fit_documents(encoded.lengths, size))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def source_of(file: Path, lengths: list[int], size: int, first: int) -> Source:
 def test_counts_follow_the_weights(
     available: list[int], weights: list[float], epochs: float, counts: list[int]
 ) -> None:
-    assert choose_counts(available, weights, epochs) == counts
+    assert blocks_per_source(available, weights, epochs) == counts
 
 
 @given(
@@ -46,7 +46,7 @@ def test_shares_are_exact_and_nothing_is_repeated_without_need(
     sources: list[tuple[int, float]], epochs: float
 ) -> None:
     available, weights = [size for size, _ in sources], [weight for _, weight in sources]
-    counts = choose_counts(available, weights, epochs)
+    counts = blocks_per_source(available, weights, epochs)
     read = [count / size for count, size in zip(counts, available, strict=True)]
     assert max(read) <= epochs + 1 / min(available)
     assert min(read) <= 1 + 1 / min(available)
@@ -63,7 +63,7 @@ def test_replay_makes_its_share_as_far_as_it_goes(share: float, epochs: float, c
 
 @pytest.mark.parametrize("counts", [[30, 10], [30, 30, 3], [5, 40], [12, 0]])
 def test_every_source_is_spread_evenly(counts: list[int]) -> None:
-    source, block = mix(counts, [20] * len(counts))
+    source, block = interleave(counts, [20] * len(counts))
     for number, count in enumerate(counts):
         places = np.flatnonzero(source == number)
         assert len(places) == count
@@ -74,10 +74,10 @@ def test_every_source_is_spread_evenly(counts: list[int]) -> None:
 
 
 def test_blocks_are_not_in_the_order_of_their_documents_lengths() -> None:
-    _, block = mix([1000], [1000])
+    _, block = interleave([1000], [1000])
     assert sorted(block.tolist()) == list(range(1000))
     assert abs(np.corrcoef(block, np.arange(1000))[0, 1]) < 0.1
-    again = mix([2000], [1000])[1]
+    again = interleave([2000], [1000])[1]
     assert again[:1000].tolist() == block.tolist() != again[1000:].tolist()
 
 

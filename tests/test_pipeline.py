@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zhllama.artifact import fingerprint, read_record
-from zhllama.checkpoint import SEAL
 from zhllama.cli import main
 from zhllama.corpus.read import read_documents
-from zhllama.metrics import read_metrics
 from zhllama.pack.blocks import Blocks
+from zhllama.train.checkpoint import SEAL
+from zhllama.train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

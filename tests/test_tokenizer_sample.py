@@ -12,7 +12,7 @@ from zhllama.tokenizer.load import load
 from zhllama.tokenizer.sample import (
     APART,
     LEAN,
-    Sample,
+    CorpusSample,
     count_runs,
     cut_at_words,
     cut_like_base,
@@ -24,8 +24,8 @@ from zhllama.tokenizer.sample import (
 )
 
 
-def sample(*lines: str, weight: float = 1.0) -> Sample:
-    return Sample("c", list(lines), [], 1, 1, weight)
+def sample(*lines: str, weight: float = 1.0) -> CorpusSample:
+    return CorpusSample("c", list(lines), [], 1, 1, weight)
 
 
 def test_sampling_is_bounded_and_repeatable() -> None:

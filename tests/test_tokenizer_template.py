@@ -93,7 +93,7 @@ MORE = [*TALK, {"role": "user", "content": "再见"}]
 
 
 def test_every_template_that_ships_is_tested() -> None:
-    folder = Path(__file__).resolve().parents[1] / "zhllama" / "templates"
+    folder = Path(__file__).resolve().parents[1] / "zhllama" / "tokenizer" / "templates"
     assert sorted(TEXTS) == sorted(NAMES) == sorted(file.stem for file in folder.iterdir())
 
 

@@ -10,7 +10,7 @@ from zhllama.config import UserError, parse
 from zhllama.tokenizer.alphabet import HAN
 from zhllama.tokenizer.load import load
 from zhllama.tokenizer.merge import MergeTokenizerConfig, extend_base
-from zhllama.tokenizer.source import read_source
+from zhllama.tokenizer.pieces import read_pieces
 from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 
 RECIPES = Path(__file__).resolve().parents[1] / "tokenizer"
@@ -43,7 +43,7 @@ def test_size_counts_what_the_merge_adds(
         train_tokenizer(
             TrainTokenizerConfig([str(corpus)], str(output), base=str(base), size=size, threads=1)
         )
-        admitted, _, _ = extend_base(load(base), read_source(output).pieces, [])
+        admitted, _, _ = extend_base(load(base), read_pieces(output).pieces, [])
         assert len(admitted.keys) == size
 
 
@@ -136,7 +136,7 @@ def test_must_have_words_are_in_and_size_stays_exact(
     train_tokenizer(
         TrainTokenizerConfig([str(corpus)], str(tmp_path / "t"), base=base, size=2400, words=lists, threads=1)
     )
-    pieces = read_source(tmp_path / "t").pieces
+    pieces = read_pieces(tmp_path / "t").pieces
     assert {"饕餮盛宴", "国家主席", "魑魅魍魉"} <= set(pieces)
     report = json.loads((tmp_path / "t" / "report.json").read_text())
     assert report["size"] == 2400
@@ -160,7 +160,7 @@ def test_segmented_pieces_cross_no_word(tmp_path: Path, corpus: Path) -> None:
     train_tokenizer(
         TrainTokenizerConfig([str(corpus)], str(tmp_path / "t"), size=2500, segment=True, threads=1)
     )
-    pieces = [piece for piece in read_source(tmp_path / "t").pieces if len(piece) > 2]
+    pieces = [piece for piece in read_pieces(tmp_path / "t").pieces if len(piece) > 2]
     crossing = [piece for piece in pieces if len(jieba.lcut(piece)) > 1]
     assert len(crossing) < 0.1 * len(pieces), crossing[:20]
 
@@ -174,10 +174,10 @@ def test_marks_lean_on_words_unless_told_otherwise(
             TrainTokenizerConfig([str(corpus)], output, base=base, size=4000, lean_marks=lean, threads=1)
         )
     leaning = [
-        piece for piece in read_source(tmp_path / "True").pieces if piece[0] == "，" and len(piece) > 1
+        piece for piece in read_pieces(tmp_path / "True").pieces if piece[0] == "，" and len(piece) > 1
     ]
     assert len(leaning) > 50
-    apart = [piece for piece in read_source(tmp_path / "False").pieces if piece[0] == "，"]
+    apart = [piece for piece in read_pieces(tmp_path / "False").pieces if piece[0] == "，"]
     assert not any(HAN.search(piece) for piece in apart)
 
 

@@ -24,21 +24,24 @@ COMMANDS = {
     "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
     "pack": ("zhllama.pack.documents:pack", "corpus + model -> blocks of tokens"),
     "plan": (
-        "zhllama.plan:plan",
+        "zhllama.plan.plan:plan",
         "recipe x model size x GPU x ZeRO -> memory, hours and money, nothing loaded",
     ),
-    "pretrain": ("zhllama.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
-    "mix": ("zhllama.mix:mix", "preview the mixture of an sft recipe, nothing trained"),
-    "sft": ("zhllama.sft:sft", "instruction tuning (python sft/run.py)"),
+    "pretrain": ("zhllama.train.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
+    "mix": ("zhllama.train.preview:mix", "preview the mixture of an sft recipe, nothing trained"),
+    "sft": ("zhllama.train.sft:sft", "instruction tuning (python sft/run.py)"),
     "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
-    "evaluate": ("zhllama.evaluate:evaluate", "bits per byte on your own text"),
+    "evaluate": ("zhllama.measure.evaluate:evaluate", "bits per byte on your own text"),
     "scale-data": (
-        "zhllama.scaling:scale_data",
+        "zhllama.measure.scaling:scale_data",
         "sft on more and more rows -> score by task category",
     ),
-    "score-pclue": ("zhllama.pclue:score_pclue", "answers to pCLUE -> its own scores"),
-    "chat": ("zhllama.chat:chat", "talk to a model, or answer a file of prompts"),
-    "export": ("zhllama.export:export", "model -> Hugging Face directory to hand out, in a chosen dtype"),
+    "score-pclue": ("zhllama.measure.pclue:score_pclue", "answers to pCLUE -> its own scores"),
+    "chat": ("zhllama.talk.chat:chat", "talk to a model, or answer a file of prompts"),
+    "export": (
+        "zhllama.model.export:export",
+        "model -> Hugging Face directory to hand out, in a chosen dtype",
+    ),
     "demo": ("zhllama.demo.run:demo", "all of the above on embedded weights and text"),
 }
 

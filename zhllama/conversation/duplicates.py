@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zhllama.corpus.grams import permutations, signatures
+from zhllama.corpus.ngrams import permutations, signatures
 
 GRAM = 5
 BANDS, ROWS = 16, 4  # at a similarity of 0.8 one pair in 5,000 is missed

@@ -29,7 +29,7 @@ CLOSE = 8  # characters by which a shortened request may be shorter than it must
 MOST_CUT = 0.5  # of a request's characters; what is left of more would not be the request
 
 
-class Sample(NamedTuple):
+class EncodedConversation(NamedTuple):
     """Token ids, and 1 or True for those that are learnt."""
 
     ids: Sequence[int]
@@ -39,11 +39,11 @@ class Sample(NamedTuple):
 class Shortened(NamedTuple):
     """A sample that was cut to the limit, and how."""
 
-    sample: Sample
+    sample: EncodedConversation
     how: str
 
 
-Outcome = Sample | Shortened | str
+Outcome = EncodedConversation | Shortened | str
 Segment = tuple[str, str, bool]  # what stands before, the text, whether it is learnt
 
 
@@ -119,12 +119,12 @@ class Encoder:
         """A sample for each conversation, or why there is none."""
         outcomes: list[Outcome] = list(self._encode_whole(conversations))
         for place, outcome in enumerate(outcomes):
-            if isinstance(outcome, Sample) and len(outcome.ids) > self.limit:
+            if isinstance(outcome, EncodedConversation) and len(outcome.ids) > self.limit:
                 outcomes[place] = self._fit(conversations[place])
         return outcomes
 
-    def _encode_whole(self, conversations: Sequence[list[Message]]) -> list[Sample | str]:
-        results: list[Sample | str] = []
+    def _encode_whole(self, conversations: Sequence[list[Message]]) -> list[EncodedConversation | str]:
+        results: list[EncodedConversation | str] = []
         segments: list[list[Segment]] = []
         rendered = iter(self._render([c for c in conversations if not self._names_special(c)]))
         for conversation in conversations:
@@ -217,13 +217,13 @@ class Encoder:
         starts = [found.start() for found in self.seam.finditer(near)]
         return near[starts[-1] :] if starts else before
 
-    def _join(self, pieces: Sequence[array[int]], parts: Sequence[Segment]) -> Sample:
+    def _join(self, pieces: Sequence[array[int]], parts: Sequence[Segment]) -> EncodedConversation:
         ids, learnt = array("I"), bytearray()
         for place, (piece, (_, _, is_reply)) in enumerate(zip(pieces, parts, strict=True), 1):
             ids.extend(piece)
             counts = is_reply and (self.learn == "every" or place == len(parts))
             learnt += (b"\1" if counts else b"\0") * len(piece)
-        return Sample(ids, bytes(learnt))
+        return EncodedConversation(ids, bytes(learnt))
 
     def _fit(self, messages: list[Message]) -> Outcome:
         """A conversation over the limit without its oldest turns, then without the middle of its request.
@@ -242,14 +242,14 @@ class Encoder:
             if len(whole.ids) <= self.limit:
                 return Shortened(whole, "shortened by its oldest turns")
         request = messages[start]["content"]
-        fits: Sample | None = None
+        fits: EncodedConversation | None = None
         low, high = int(len(request) * (1 - MOST_CUT)), len(request)  # characters kept; so many are too many
         while fits is None or high - low > CLOSE:
             kept = low if fits is None else (low + high) // 2
             content = f"{request[: kept - kept // 2]}…{request[len(request) - kept // 2 :]}"
             cut = {"role": "user", "content": content}
             sample = self._encode_whole([[*messages[:start], cut, *messages[start + 1 :]]])[0]
-            if isinstance(sample, Sample) and len(sample.ids) <= self.limit:
+            if isinstance(sample, EncodedConversation) and len(sample.ids) <= self.limit:
                 fits, low = sample, kept
             elif fits is None:
                 return refusal
@@ -265,7 +265,7 @@ def encode(messages: list[Message], tokenizer: Any, learn: Learn = "every") -> t
         UserError: a template that refuses the conversation, or whose prompt is not the beginning of the whole.
     """
     outcome = Encoder(tokenizer, learn=learn).encode_batch([messages])[0]
-    if not isinstance(outcome, Sample):
+    if not isinstance(outcome, EncodedConversation):
         raise UserError(f"the conversation cannot be learnt: {outcome}")
     return list(outcome.ids), list(map(bool, outcome.learnt))
 

@@ -13,7 +13,7 @@ from zhllama.config import UserError
 from zhllama.conversation.duplicates import near_copies, plain
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect
 from zhllama.conversation.read import read_rows
-from zhllama.corpus.grams import windows
+from zhllama.corpus.ngrams import windows
 
 WIDTH = 10  # characters of a question from which on it is looked for inside of longer texts
 QUESTION_KEYS = ("question", "prompt", "instruction", "input", "text")

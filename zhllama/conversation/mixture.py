@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zhllama.config import UserError
-from zhllama.conversation.draw import choose_counts, draw
 from zhllama.conversation.duplicates import near_copies, plain, repeats
-from zhllama.conversation.encode import Encoder, Sample, Shortened
+from zhllama.conversation.encode import EncodedConversation, Encoder, Shortened
 from zhllama.conversation.evaluation import occurs, read_questions
 from zhllama.conversation.read import Dropped, FileRows, in_words, read_conversations
-from zhllama.conversation.source import MixtureSettings, Source
+from zhllama.conversation.sampling import draw_rows, rows_per_source
+from zhllama.conversation.settings import InstructionSource, MixtureSettings
 from zhllama.terminal import print_table, say, track
 
 
-class Samples(Sequence[Sample]):
+class EncodedConversations(Sequence[EncodedConversation]):
     """Samples by number, in flat memory: six bytes a token, and repeats cost nothing.
 
     Attributes:
@@ -41,11 +41,13 @@ class Samples(Sequence[Sample]):
 
     def __getitem__(self, row: Any) -> Any:
         begin, end = self.offsets[self.order[row] : self.order[row] + 2]
-        return Sample(self.ids[begin:end].tolist(), self.learnt[begin:end].tolist())
+        return EncodedConversation(self.ids[begin:end].tolist(), self.learnt[begin:end].tolist())
 
-    def select(self, rows: Sequence[int]) -> Samples:
+    def select(self, rows: Sequence[int]) -> EncodedConversations:
         """Some of the rows, in the same memory."""
-        return Samples(self.ids, self.learnt, self.offsets, self.order[np.asarray(rows, dtype=np.int64)])
+        return EncodedConversations(
+            self.ids, self.learnt, self.offsets, self.order[np.asarray(rows, dtype=np.int64)]
+        )
 
     def lengths(self) -> NDArray[Any]:
         """(rows,) int64, tokens of each row."""
@@ -64,7 +66,7 @@ class Mixture:
             and shortened rows by reason with the first line numbers.
     """
 
-    samples: Samples
+    samples: EncodedConversations
     origin: NDArray[Any]
     table: list[dict[str, Any]]
 
@@ -81,7 +83,7 @@ class _Encoded:
 
 
 def build_mixture(
-    sources: Sequence[Source], settings: MixtureSettings, tokenizer: Any, limit: int
+    sources: Sequence[InstructionSource], settings: MixtureSettings, tokenizer: Any, limit: int
 ) -> Mixture:
     """The mixture of these sources in samples of at most `limit` tokens; the same for the same settings and files.
 
@@ -147,7 +149,9 @@ def _leave_out(file: FileRows, reasons: dict[str, NDArray[Any]]) -> None:
     file.rows = [row for row, left_out in zip(file.rows, out.tolist(), strict=True) if not left_out]
 
 
-def _encode_source(file: FileRows, source: Source, encoder: Encoder, drawn: np.random.Generator) -> _Encoded:
+def _encode_source(
+    file: FileRows, source: InstructionSource, encoder: Encoder, drawn: np.random.Generator
+) -> _Encoded:
     """Encode in drawn order until there are as many samples or tokens as the source may give."""
     result = _Encoded(array("I"), bytearray(), [], [], Dropped())
     order = drawn.permutation(len(file.rows)).tolist()
@@ -173,11 +177,11 @@ def _encode_source(file: FileRows, source: Source, encoder: Encoder, drawn: np.r
 
 
 def _draw(
-    sources: Sequence[Source], encoded: Sequence[_Encoded], settings: MixtureSettings
+    sources: Sequence[InstructionSource], encoded: Sequence[_Encoded], settings: MixtureSettings
 ) -> list[NDArray[Any]]:
     """Which samples of each source, in order."""
     bounds = [source.max_repeats for source in sources]
-    counts = choose_counts(
+    counts = rows_per_source(
         [len(one.lengths) for one in encoded],
         [source.samples for source in sources],
         [source.weight for source in sources],
@@ -188,7 +192,7 @@ def _draw(
             say(
                 f"{source.file}: {count:,} of {source.samples:,} samples, as max_repeats {source.max_repeats:g} allows"
             )
-    drawn = draw([one.tasks for one in encoded], counts, bounds, settings.temperature)
+    drawn = draw_rows([one.tasks for one in encoded], counts, bounds, settings.temperature)
     for place, (source, one) in enumerate(zip(sources, encoded, strict=True)):
         if source.max_tokens:
             used = np.cumsum(np.asarray(one.lengths, dtype=np.int64)[drawn[place]])
@@ -199,7 +203,7 @@ def _draw(
 
 
 def _assemble(
-    sources: Sequence[Source],
+    sources: Sequence[InstructionSource],
     files: Sequence[FileRows],
     read: Sequence[int],
     encoded: Sequence[_Encoded],
@@ -210,7 +214,7 @@ def _assemble(
     lengths = np.concatenate([np.asarray(one.lengths, dtype=np.int64) for one in encoded])
     before = np.cumsum([0, *(len(one.lengths) for one in encoded)])
     order = np.concatenate([rows + first for rows, first in zip(drawn, before, strict=False)])
-    samples = Samples(ids, learnt, np.concatenate([[0], np.cumsum(lengths)]), order)
+    samples = EncodedConversations(ids, learnt, np.concatenate([[0], np.cumsum(lengths)]), order)
     origin = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])
     tokens = np.bincount(origin, samples.lengths(), len(drawn)).astype(np.int64)
     table = []

@@ -12,13 +12,13 @@ from zhllama import artifact
 from zhllama.config import UserError, as_given
 from zhllama.corpus.cluster import require_ray, require_slurm
 from zhllama.corpus.convert import Forms
+from zhllama.corpus.detectors import Detectors, load_score
 from zhllama.corpus.lines import Repeats
-from zhllama.corpus.passes import Plan, run_passes
+from zhllama.corpus.passes import Passes, run_passes
 from zhllama.corpus.read import Layout, list_files
 from zhllama.corpus.rules import Limits
-from zhllama.corpus.screen import Screen, load_score
 from zhllama.corpus.settings import CleanConfig, Where
-from zhllama.corpus.tally import Tally
+from zhllama.corpus.tally import DocumentTally
 from zhllama.corpus.words import read_words
 from zhllama.terminal import print_table, say, warn
 
@@ -95,7 +95,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
                 f"{output}: jobs {', '.join(jobs)} submitted; the last one writes report.html and finishes the corpus"
             )
             return
-        tally = Tally.total(output / ".work")
+        tally = DocumentTally.total(output / ".work")
         _refuse_nothing(source, tally)
         characters = tally.counts["characters"]
         made.result.update(
@@ -149,8 +149,8 @@ def _inputs(config: CleanConfig) -> dict[str, str | Path]:
     return inputs
 
 
-def _plan(config: CleanConfig, where: Where, files: int) -> Plan:
-    return Plan(
+def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
+    return Passes(
         Layout(config.encoding, config.documents, config.key),
         config.broken,
         Forms(config.chinese, config.width),
@@ -169,8 +169,8 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Plan:
     )
 
 
-def _screen(config: CleanConfig) -> Screen:
-    return Screen(
+def _screen(config: CleanConfig) -> Detectors:
+    return Detectors(
         frozenset() if config.languages == "any" else frozenset(config.languages.split()),
         config.min_language,
         Path(config.words).resolve() if config.words else None,
@@ -180,7 +180,7 @@ def _screen(config: CleanConfig) -> Screen:
     )
 
 
-def _refuse_nothing(source: Path, tally: Tally) -> None:
+def _refuse_nothing(source: Path, tally: DocumentTally) -> None:
     if not tally.counts["read"]:
         raise UserError(f"{source}: no document inside")
     if not tally.counts["documents"]:
@@ -191,7 +191,7 @@ def _refuse_nothing(source: Path, tally: Tally) -> None:
         )
 
 
-def _summarise(config: CleanConfig, result: dict[str, Any], tally: Tally) -> None:
+def _summarise(config: CleanConfig, result: dict[str, Any], tally: DocumentTally) -> None:
     for split, count in tally.guessed.items():
         say(f"{count} .txt files {GUESSES[split]}; --documents file|line|blank-line decides otherwise")
     for name, lines in tally.glued.most_common(3):

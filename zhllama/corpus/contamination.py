@@ -14,8 +14,8 @@ from datatrove.pipeline.base import PipelineStep
 
 from zhllama.config import UserError
 from zhllama.corpus.decode import read_lines
-from zhllama.corpus.grams import gram_hashes, letters
-from zhllama.corpus.tally import Tally
+from zhllama.corpus.ngrams import letters, ngram_hashes
+from zhllama.corpus.tally import DocumentTally
 
 OVERLAP = 13
 REASON = "in an evaluation file"
@@ -38,7 +38,7 @@ def write_index(folder: Path, work: Path) -> None:
     sources = [np.empty(0, dtype=np.uint32)]
     for number, file in enumerate(files):
         for text in _texts(file):
-            hashes.append(gram_hashes(letters(text), OVERLAP))
+            hashes.append(ngram_hashes(letters(text), OVERLAP))
             sources.append(np.full(len(hashes[-1]), number, dtype=np.uint32))
     distinct, first = np.unique(np.concatenate(hashes), return_index=True)
     if not len(distinct):
@@ -66,10 +66,10 @@ class Decontaminate(PipelineStep):  # type: ignore[misc]
         hashes = np.load(self.work / "evaluation-hashes.npy", mmap_mode="r")
         files = np.load(self.work / "evaluation-files.npy", mmap_mode="r")
         names = json.loads((self.work / "evaluation-files.json").read_text(encoding="utf-8"))
-        tally = Tally()
+        tally = DocumentTally()
         for document in data:
             compared = letters(document.text)
-            mine = gram_hashes(compared, OVERLAP)
+            mine = ngram_hashes(compared, OVERLAP)
             places = np.minimum(np.searchsorted(hashes, mine), len(hashes) - 1)
             hits = np.flatnonzero(hashes[places] == mine)
             if not len(hits):

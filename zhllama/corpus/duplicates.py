@@ -11,7 +11,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupSignature
 
 from zhllama.corpus.rules import without_space
-from zhllama.corpus.tally import Tally
+from zhllama.corpus.tally import DocumentTally
 
 LAST_RANK = 65534  # datatrove's exact deduplication ranks tasks in 16 bits
 # Reason -> the files in which it lists, by their place among the kept ones, the documents of a task to drop.
@@ -58,7 +58,7 @@ class DropDuplicates(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield what is listed nowhere, each with its number among the kept documents of its task."""
-        tally = Tally()
+        tally = DocumentTally()
         listed = _listed(Path(self.work), rank)
         for number, document in enumerate(data):
             if reason := listed.get(number):

@@ -23,7 +23,7 @@ from zhllama.config import UserError
 from zhllama.stop import StoppedError
 
 # Imported once by the process that workers fork from, not by each worker of each pass.
-PRELOAD = ["zhllama.corpus.stages", "zhllama.corpus.near"]
+PRELOAD = ["zhllama.corpus.pipeline", "zhllama.corpus.near_duplicates"]
 
 
 class Executor(LocalPipelineExecutor):  # type: ignore[misc]

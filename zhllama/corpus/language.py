@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from zhllama.corpus.grams import narrow
+from zhllama.corpus.ngrams import narrow
 
 HEAD = 20_000  # characters looked at
 KANA = re.compile(r"[\u3041-\u30ff\uff66-\uff9d]")

@@ -17,10 +17,10 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from zhllama.corpus.grams import letters
+from zhllama.corpus.ngrams import letters
 from zhllama.corpus.privacy import redact
 from zhllama.corpus.rules import HAN, covered, without_space
-from zhllama.corpus.tally import EXAMPLE_CHARACTERS, EXAMPLES, Tally
+from zhllama.corpus.tally import EXAMPLE_CHARACTERS, EXAMPLES, DocumentTally
 
 DIGIT = re.compile(r"\d+")
 # What stands behind such a label is another on each page: names, titles.
@@ -156,7 +156,7 @@ class RemoveLines(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield what is left; counts lines and shows the first of each kind."""
-        tally = Tally()
+        tally = DocumentTally()
         path = Path(self.work) / "lines-removed" / f"{rank:05d}"
         table = np.fromfile(path, dtype=REMOVED) if path.is_file() else np.empty(0, dtype=REMOVED)
         keepers = dict(zip(table["hash"].tolist(), table["keeper"].tolist(), strict=True))
@@ -171,7 +171,7 @@ class RemoveLines(PipelineStep):  # type: ignore[misc]
             yield document
         tally.save(self.work, "lines", rank)
 
-    def _left(self, document: Document, keepers: dict[int, int], tally: Tally) -> Iterator[str]:
+    def _left(self, document: Document, keepers: dict[int, int], tally: DocumentTally) -> Iterator[str]:
         number = document.metadata["number"]
         for line in document.text.split("\n"):
             hits = [value for value in self.repeats.hashes(line) if keepers.get(value, number) != number]

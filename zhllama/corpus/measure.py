@@ -10,10 +10,10 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from zhllama.corpus.grams import gram_hashes
 from zhllama.corpus.kinds import kind_of
+from zhllama.corpus.ngrams import ngram_hashes
 from zhllama.corpus.rules import HAN, NOT_LETTER, covered, repetition, share, without_space
-from zhllama.corpus.tally import Tally
+from zhllama.corpus.tally import DocumentTally
 
 Moment = Literal["before", "after"]
 QUALITIES = ("Chinese", "symbols", "repetition")
@@ -36,7 +36,7 @@ class Measure(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield every document unchanged; memory is that of a sample."""
-        tally, sample = Tally(), Sample(self._halvings(rank))
+        tally, sample = DocumentTally(), TextSample(self._halvings(rank))
         seen: dict[str, Counter[str]] = {
             name: Counter()
             for name in ("lengths", "documents", "characters", "source characters", *QUALITIES, "grams")
@@ -68,10 +68,10 @@ class Measure(PipelineStep):  # type: ignore[misc]
         """How thin the sample was before: after, the same documents are counted, as far as they are left."""
         if self.moment == "before":
             return 0
-        return int(Tally.read(self.work, "measure-before", rank)["counts"]["before halvings"])
+        return int(DocumentTally.read(self.work, "measure-before", rank)["counts"]["before halvings"])
 
 
-class Sample:
+class TextSample:
     """Beginnings of documents drawn by their ids, at most `SAMPLE` characters: all, half of them, a quarter, ..."""
 
     def __init__(self, halvings: int = 0) -> None:
@@ -101,7 +101,7 @@ class Sample:
 def frequent(texts: list[str], size: int) -> dict[str, int]:
     """The most frequent sequences of `size` Chinese characters, none across punctuation, and their counts."""
     runs = "\n".join(run for text in texts for run in HAN.findall(text))
-    _, first, counts = np.unique(gram_hashes(runs, size), return_index=True, return_counts=True)
+    _, first, counts = np.unique(ngram_hashes(runs, size), return_index=True, return_counts=True)
     found: dict[str, int] = {}
     for place in np.lexsort((first, -counts)).tolist():
         gram = runs[first[place] : first[place] + size]

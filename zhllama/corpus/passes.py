@@ -14,11 +14,11 @@ from typing import Any
 
 from zhllama.corpus.cluster import Chain, RayExecutor
 from zhllama.corpus.convert import Forms
+from zhllama.corpus.detectors import Detectors
 from zhllama.corpus.lines import FindLines, RemoveLines, Repeats, SignLines
 from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout
 from zhllama.corpus.rules import Limits
-from zhllama.corpus.screen import Screen
 from zhllama.corpus.settings import Slurm, Where
 from zhllama.terminal import progress_bar
 
@@ -26,14 +26,14 @@ LINES = 1000  # signatures that datatrove reads ahead of each task
 
 
 @dataclass(frozen=True)
-class Plan:
+class Passes:
     """What the passes do, where, and with how many processes."""
 
     layout: Layout
     broken: Broken
     forms: Forms
     limits: Limits
-    screen: Screen
+    detectors: Detectors
     privacy: Privacy
     deduplicate: bool
     near: bool
@@ -46,12 +46,14 @@ class Plan:
     most: int | None = None  # documents of a file
 
 
-def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Chain | None:
-    """Write the documents of `output`, and what `Tally.total` sums up into `output/.work`; or give the jobs for it."""
+def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> Chain | None:
+    """Write the documents of `output` and, into `output/.work`, what `DocumentTally.total` sums up; or give the jobs."""
     from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    from zhllama.corpus import contamination, duplicates, measure, near, stages
+    from zhllama.corpus import contamination, duplicates, measure
+    from zhllama.corpus import near_duplicates as near
+    from zhllama.corpus import pipeline as stages
 
     output = output.resolve()  # tasks elsewhere have a working directory of their own
     work = output / ".work"
@@ -67,7 +69,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Cha
     first = [
         stages.ReadBundle(folder, plan.layout, plan.broken, plan.most),
         measure.Measure(folder, "before"),
-        stages.Judge(folder, plan.forms, plan.limits, plan.screen, plan.privacy),
+        stages.Judge(folder, plan.forms, plan.limits, plan.detectors, plan.privacy),
         stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]
     if plan.decontaminate:
@@ -110,7 +112,7 @@ def run_passes(plan: Plan, output: Path, files: list[Path], source: Path) -> Cha
     return chain
 
 
-def _run_now(plan: Plan, output: Path, stage: str, pipeline: list[Any], tasks: int) -> None:
+def _run_now(plan: Passes, output: Path, stage: str, pipeline: list[Any], tasks: int) -> None:
     """Run a pass to its end, on this machine or on a Ray cluster."""
     from zhllama.corpus.executor import Executor, logged
 

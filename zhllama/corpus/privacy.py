@@ -17,7 +17,7 @@ from stdnum import luhn
 from stdnum.cn import ric, uscc
 from stdnum.exceptions import ValidationError
 
-from zhllama.corpus.grams import narrow
+from zhllama.corpus.ngrams import narrow
 
 Privacy = Literal["replace", "drop", "keep"]
 # Every item has four such characters in a row; patterns look only so far around them.

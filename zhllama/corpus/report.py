@@ -9,7 +9,7 @@ from typing import Any
 from zhllama.corpus.contamination import REASON
 from zhllama.corpus.duplicates import LISTS
 from zhllama.corpus.measure import BINS, GRAMS, QUALITIES
-from zhllama.corpus.tally import Tally
+from zhllama.corpus.tally import DocumentTally
 from zhllama.page import Page, bar_plot
 
 SOURCES, SEQUENCES = 20, 10  # shown
@@ -17,7 +17,7 @@ MOMENTS = ("before", "after")
 CLUSTER_SIZES = (2, 3, 4, 5, 10, 20, 50, 100, 1000)  # the least of each group
 
 
-def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) -> None:
+def write_report(path: Path, source: str, result: dict[str, Any], tally: DocumentTally) -> None:
     """One page: steps, reasons with examples, duplicates, distributions, sources and kinds, frequent sequences."""
     page = Page(f"Corpus from {Path(source).name}")
     page.paragraph(
@@ -42,7 +42,7 @@ def write_report(path: Path, source: str, result: dict[str, Any], tally: Tally) 
     page.write(path)
 
 
-def _steps(page: Page, result: dict[str, Any], tally: Tally) -> None:
+def _steps(page: Page, result: dict[str, Any], tally: DocumentTally) -> None:
     page.heading("Step by step")
     page.paragraph(
         "What is left after each step. The rules also normalise and replace, which changes characters.",
@@ -68,7 +68,7 @@ def _steps(page: Page, result: dict[str, Any], tally: Tally) -> None:
     page.table(["after", "documents", "share", "characters", "share"], rows)
 
 
-def _reasons(page: Page, result: dict[str, Any], tally: Tally) -> None:
+def _reasons(page: Page, result: dict[str, Any], tally: DocumentTally) -> None:
     page.heading("Kept and dropped")
     rows = [["kept", result["documents"], _share(result["documents"], result["read"]), result["characters"]]]
     for reason, count in result["dropped"].items():
@@ -76,7 +76,7 @@ def _reasons(page: Page, result: dict[str, Any], tally: Tally) -> None:
     page.table(["", "documents", "share", "characters"], rows)
 
 
-def _findings(page: Page, result: dict[str, Any], tally: Tally) -> None:
+def _findings(page: Page, result: dict[str, Any], tally: DocumentTally) -> None:
     if result["skipped"]:
         page.heading("Not read")
         page.table(["what", "left out"], [[what, count] for what, count in result["skipped"].items()])
@@ -102,7 +102,7 @@ def _findings(page: Page, result: dict[str, Any], tally: Tally) -> None:
         page.table(["evaluation file", "documents"], [[*item] for item in result["contaminated"].items()])
 
 
-def _clusters(page: Page, tally: Tally) -> None:
+def _clusters(page: Page, tally: DocumentTally) -> None:
     if not tally.clusters:
         return
     page.heading("Near-duplicates")
@@ -120,7 +120,7 @@ def _clusters(page: Page, tally: Tally) -> None:
     page.table(["documents in a cluster", "clusters", "documents in them"], rows)
 
 
-def _distributions(page: Page, tally: Tally) -> None:
+def _distributions(page: Page, tally: DocumentTally) -> None:
     page.heading("Lengths and qualities")
     lengths = {moment: tally.seen[f"{moment} lengths"] for moment in MOMENTS}
     found = sorted({int(bits) for counter in lengths.values() for bits in counter})
@@ -150,7 +150,7 @@ def _before_and_after(names: list[str], bins: list[str], counts: dict[str, Count
     return bar_plot(names, shares, "% of documents", title)
 
 
-def _origins(page: Page, tally: Tally) -> None:
+def _origins(page: Page, tally: DocumentTally) -> None:
     page.heading("Kinds and sources")
     page.paragraph(
         "A kind is the first folder of a document's file. Shares are of the characters kept.", note=True
@@ -183,7 +183,7 @@ def _origins(page: Page, tally: Tally) -> None:
     page.table(["source", "characters read", "kept", "kept of read", "share"], rows)
 
 
-def _sequences(page: Page, tally: Tally) -> None:
+def _sequences(page: Page, tally: DocumentTally) -> None:
     sampled = {moment: tally.counts[f"{moment} sampled"] for moment in MOMENTS}
     if not all(sampled.values()):
         return

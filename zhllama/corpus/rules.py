@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from zhllama.corpus.grams import distinct_grams
+from zhllama.corpus.ngrams import distinct_ngrams
 
 # What no text wants: controls but \n and \t, surrogates, private use, non-characters, zero-width marks.
 # A joiner (U+200D) stays: emoji are built with it.
@@ -185,6 +185,6 @@ def repetition(text: str) -> float:
         return 0.0
     # In windows, for bounded memory: what repeats more than a million characters later is not seen.
     distinct = sum(
-        distinct_grams(text[start : start + WINDOW + GRAM - 1], GRAM) for start in range(0, count, WINDOW)
+        distinct_ngrams(text[start : start + WINDOW + GRAM - 1], GRAM) for start in range(0, count, WINDOW)
     )
     return 1 - distinct / count

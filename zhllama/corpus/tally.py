@@ -22,7 +22,7 @@ MOST = 100_000  # names counted in one `seen`
 
 
 @dataclass
-class Tally:
+class DocumentTally:
     """What a step saw: counts by name, dropped documents and their characters by reason, and examples of them.
 
     `glued` holds the lines of a guessed document that are too many to be one, by its id; `personal` counts
@@ -78,7 +78,7 @@ class Tally:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
     @classmethod
-    def total(cls, work: Path) -> Tally:
+    def total(cls, work: Path) -> DocumentTally:
         """The sum over all tasks in rank order."""
         total = cls()
         for path in sorted((work / "tally").glob("*.json")):

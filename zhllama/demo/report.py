@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from zhllama import artifact
-from zhllama.metrics import METRICS, read_metrics
 from zhllama.page import Page, bar_plot, line_plot
 from zhllama.terminal import print_table, say
+from zhllama.train.metrics import METRICS, read_metrics
 
 STAGES = {
     "base": "measured-base",

@@ -12,7 +12,7 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.demo import material
 from zhllama.demo.report import write_report
-from zhllama.demo.steps import FAST, FULL, ROOT, note, plan, run_steps
+from zhllama.demo.steps import FAST, FULL, ROOT, demo_steps, note, run_steps
 from zhllama.terminal import say
 
 
@@ -53,5 +53,5 @@ def demo(config: DemoConfig) -> None:
             material.write_base(run.path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         note(log, "base", time.monotonic() - begun, peak)
-    run_steps(plan(home, budget), log)
+    run_steps(demo_steps(home, budget), log)
     write_report(home, log, time.monotonic() - begun)

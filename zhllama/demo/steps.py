@@ -78,7 +78,7 @@ class Watch:
             self.peak = max(self.peak, total)
 
 
-def plan(home: Path, budget: Budget) -> list[Step]:
+def demo_steps(home: Path, budget: Budget) -> list[Step]:
     """Every step of the data-flow table in order, the control arm and the measurements among them."""
     block = str(budget.block_size)
     minutes = budget.pretrain_minutes

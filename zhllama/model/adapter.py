@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.model.prompt import ADAPTION_KEY, PREFIX_KEY, AdaptionSettings, PrefixSettings, prompt_config
+from zhllama.model.prompt_tuning import (
+    ADAPTION_KEY,
+    PREFIX_KEY,
+    AdaptionSettings,
+    PrefixSettings,
+    prompt_config,
+)
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
 
 Embeddings = Literal["new", "all", "none"]

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zhllama.config import UserError, split_pair
 from zhllama.corpus.read import read_documents
-from zhllama.model.loss import IGNORED
+from zhllama.model.fast.loss import IGNORED
 from zhllama.model.trainable import TrainableModel
 from zhllama.terminal import track
 from zhllama.tokenizer.load import Loaded
@@ -35,7 +35,7 @@ def text_files(values: list[str]) -> dict[str, Path]:
 
 def passages() -> dict[str, Path]:
     """Two short texts of general prose that come with the package, by name: Chinese and English."""
-    folder = Path(str(files("zhllama").joinpath("passages")))
+    folder = Path(str(files("zhllama.model").joinpath("passages")))
     return {name: folder / f"{name}.txt" for name in ("chinese", "english")}
 
 

@@ -14,7 +14,7 @@ from zhllama.config import UserError
 from zhllama.model import bits
 from zhllama.model.bits import Batch
 from zhllama.model.resize import Initialisation, InitSettings, merge_result
-from zhllama.model.trial import Text, Trial
+from zhllama.model.row_trainer import RowTrainer, Text
 from zhllama.model.weights import check_block_size, read_config
 from zhllama.page import line_plot
 from zhllama.terminal import console, print_table, progress_bar, say, warn
@@ -110,14 +110,14 @@ def probe_init(config: ProbeConfig) -> None:
         training = _training(config, front, new, int(merged["first_new"]))
         english = bits.read_front(bits.passages()["english"], 0)
         texts = [Text.of(documents, new, config.block_size) for documents in (tail, english)]
-        trial = Trial(source, base, new, merged)
-        before = [trial.bits_per_byte(Text.of(english, base, config.block_size))]
+        trainer = RowTrainer(source, base, new, merged)
+        before = [trainer.bits_per_byte(Text.of(english, base, config.block_size))]
         # The base needs more tokens for the same Chinese context.
         longest = int(read_config(source)["max_position_embeddings"])
         block_size = min(longest, config.block_size * _tokens(tail, base) // _tokens(tail, new))
-        before.insert(0, trial.bits_per_byte(Text.of(tail, base, block_size)))
-        trial.make_room()
-        runs = _try_all(config, trial, training, *texts)
+        before.insert(0, trainer.bits_per_byte(Text.of(tail, base, block_size)))
+        trainer.make_room()
+        runs = _try_all(config, trainer, training, *texts)
         runs.sort(key=lambda one: one.final)
         flags = _flags(config, runs[0])
         _write(run.path, runs, before, flags)
@@ -186,13 +186,13 @@ def _training(config: ProbeConfig, documents: list[str], tokenizer: Loaded, firs
 
 
 def _try_all(
-    config: ProbeConfig, trial: Trial, training: list[Batch], held_out: Text, english: Text
+    config: ProbeConfig, trainer: RowTrainer, training: list[Batch], held_out: Text, english: Text
 ) -> list[Run]:
     """Every input initialisation and, where the output has rows of its own, every output one with the best input."""
     default: Initialisation = InitSettings().output
     output = default if default in config.init_output else config.init_output[0]
-    others = [] if trial.tied else [how for how in config.init_output if how != output]
-    if trial.tied and set(config.init_output) != set(ALL):
+    others = [] if trainer.tied else [how for how in config.init_output if how != output]
+    if trainer.tied and set(config.init_output) != set(ALL):
         warn("--init-output: the model is tied, its output rows are its input rows; ignored")
     total = (len(config.init_input) + len(others)) * config.steps
     begun = time.monotonic()
@@ -201,11 +201,11 @@ def _try_all(
         task = bar.add_task("probing", total=total, note="")
 
         def attempt(how: Initialisation, out: Initialisation | None) -> None:
-            trial.start(InitSettings(how, out or default, config.noise), config.seed)
-            curve = trial.train(
+            trainer.start(InitSettings(how, out or default, config.noise), config.seed)
+            curve = trainer.train(
                 training, held_out, config.learning_rate, config.measure_every, lambda: bar.advance(task)
             )
-            runs.append(Run(how, out, curve, trial.bits_per_byte(english)))
+            runs.append(Run(how, out, curve, trainer.bits_per_byte(english)))
             done = len(runs) * config.steps
             left = (time.monotonic() - begun) / done * (total - done) / 60
             note = f"{runs[-1].name}: {curve[0]:.3f} to {runs[-1].final:.3f} bits/byte"
@@ -214,7 +214,7 @@ def _try_all(
                 say(f"{note}  {left:.1f} min left")
 
         for how in config.init_input:
-            attempt(how, None if trial.tied else output)
+            attempt(how, None if trainer.tied else output)
         best = min(runs, key=lambda one: one.final).input
         for how in others:
             attempt(best, how)

@@ -25,11 +25,11 @@ from zhllama.model.adapter import (
     lora_config,
     part_of,
 )
-from zhllama.model.attention import share_keys
-from zhllama.model.heap import LAYERS, trim_before
-from zhllama.model.lean import make_lean
-from zhllama.model.loss import IGNORED, linear_cross_entropy
-from zhllama.model.prompt import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
+from zhllama.model.fast.attention import share_keys
+from zhllama.model.fast.heap import LAYERS, trim_before
+from zhllama.model.fast.loss import IGNORED, linear_cross_entropy
+from zhllama.model.fast.recompute import recompute_activations
+from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, load_model
 
 
@@ -202,7 +202,7 @@ def load_trainable(
         parameter.requires_grad_(added or chosen)
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
-    make_lean(base)
+    recompute_activations(base)
     if base.device.type == "cpu":
         trim_before([base.get_output_embeddings()])
         share_keys(base)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from zhllama.model.loss import IGNORED
+from zhllama.model.fast.loss import IGNORED
 
 
 @dataclass

@@ -15,7 +15,7 @@ from zhllama.corpus.read import check_weights, read_documents
 from zhllama.model.weights import check_block_size
 from zhllama.pack.encode import encode_to_file
 from zhllama.pack.fit import fit_documents
-from zhllama.pack.mixture import Source, choose_counts, choose_replay, write_blocks
+from zhllama.pack.mixture import FittedCorpus, blocks_per_source, choose_replay, write_blocks
 from zhllama.terminal import print_table, say, track, warn
 from zhllama.tokenizer.load import Loaded, load
 
@@ -96,7 +96,7 @@ def pack(config: PackConfig) -> None:
             for number, text in enumerate(texts)
         ]
         available = [len(source.fitted) for source in sources]
-        main = choose_counts(
+        main = blocks_per_source(
             available[: len(texts) - (config.replay is not None)], weights, config.max_epochs
         )
         replay = _replay_count(config, sum(main), available[-1]) if config.replay is not None else 0
@@ -144,7 +144,7 @@ def _by_kind(config: PackConfig, corpora: list[Path]) -> list[Text]:
     return [Text(f"--shares {kind}", kind, read_kind(corpora, kind)) for kind in config.shares]
 
 
-def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> Source:
+def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> FittedCorpus:
     """One source tokenised into `file` and fitted into blocks; UserError for less text than one block."""
     documents = track(text.documents, f"tokenising {Path(text.name).name}")
     threads = config.threads or len(os.sched_getaffinity(0))
@@ -154,7 +154,7 @@ def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> So
         raise UserError(
             f"{text.flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
         )
-    return Source(text.name, encoded, fit_documents(encoded.lengths, config.block_size))
+    return FittedCorpus(text.name, encoded, fit_documents(encoded.lengths, config.block_size))
 
 
 def _replay_count(config: PackConfig, main: int, available: int) -> int:
@@ -169,7 +169,7 @@ def _replay_count(config: PackConfig, main: int, available: int) -> int:
     return count
 
 
-def _row(source: Source, count: int, tokens: int, blocks: int, size: int) -> dict[str, Any]:
+def _row(source: FittedCorpus, count: int, tokens: int, blocks: int, size: int) -> dict[str, Any]:
     """What the table says of one source; documents are those of one pass, tokens and shares the mixture's."""
     return {
         "source": source.name,

@@ -18,7 +18,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Source:
+class FittedCorpus:
     """A corpus as ids, fitted into blocks."""
 
     name: str
@@ -26,7 +26,7 @@ class Source:
     fitted: Fitted
 
 
-def choose_counts(available: Sequence[int], weights: Sequence[float], max_epochs: float) -> list[int]:
+def blocks_per_source(available: Sequence[int], weights: Sequence[float], max_epochs: float) -> list[int]:
     """How many blocks of each source make a mixture with these weights, some of them several times over.
 
     The source that lasts longest at its weight is read once, the others are repeated to keep up; where one would
@@ -45,7 +45,7 @@ def choose_replay(main: int, available: int, share: float, max_epochs: float) ->
     return int(min(round(main * share / (1 - share)), available * max_epochs))
 
 
-def mix(counts: Sequence[int], available: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+def interleave(counts: Sequence[int], available: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
     """(blocks,) which source each block of the mixture comes from, and which block of it that is.
 
     Each source is spread evenly from the first block to the last, its own blocks in a drawn order (fitting has
@@ -62,10 +62,10 @@ def mix(counts: Sequence[int], available: Sequence[int]) -> tuple[NDArray[Any], 
 
 
 def write_blocks(
-    directory: Path, sources: Sequence[Source], counts: Sequence[int], size: int, padding: int
+    directory: Path, sources: Sequence[FittedCorpus], counts: Sequence[int], size: int, padding: int
 ) -> NDArray[Any]:
     """Write `ids.npy`, `lengths.npy` and `offsets.npy` for `Blocks.open`; returns tokens of each source, int64."""
-    source, block = mix(counts, [len(one.fitted) for one in sources])
+    source, block = interleave(counts, [len(one.fitted) for one in sources])
     pieces = np.empty(len(source), dtype=np.int64)
     for number, one in enumerate(sources):
         mine = source == number
@@ -93,7 +93,7 @@ def write_blocks(
 
 
 def _gather(
-    ids: NDArray[Any], rows: NDArray[Any], of_rows: NDArray[Any], source: Source, wanted: NDArray[Any]
+    ids: NDArray[Any], rows: NDArray[Any], of_rows: NDArray[Any], source: FittedCorpus, wanted: NDArray[Any]
 ) -> int:
     """Fill rows of `ids` with their pieces, left to right; how many tokens that were."""
     lengths = source.fitted.lengths[wanted]

@@ -17,7 +17,7 @@ from zhllama.tokenizer import check, llamacpp, write
 from zhllama.tokenizer.admit import Admitted, SentencePieceVocabulary, admit
 from zhllama.tokenizer.bytelevel import ByteLevelVocabulary, extend, tokenizer_of
 from zhllama.tokenizer.load import Loaded, load, read_proto, require_bpe
-from zhllama.tokenizer.source import Source, read_source
+from zhllama.tokenizer.pieces import PieceList, read_pieces
 from zhllama.tokenizer.template import MARKS, WRITE_BOS, Template, check_marks, reply_end, shipped
 
 ROWS_MULTIPLE = 64  # rows that tensor parallelism and tensor cores divide evenly
@@ -62,7 +62,7 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
     require_bpe(base, "--base")
     if config.policy == "union" and base.kind == "bytelevel":
         raise UserError("--policy union: only for SentencePiece bases; use lossless for byte-level ones")
-    source = read_source(config.chinese)
+    source = read_pieces(config.chinese)
     specials = plan_specials(config, base)
     inputs = {"base": base.file, "chinese": source.file}
     with create(config.output, "tokenizer", "merge-tokenizer", config, inputs) as artifact:
@@ -203,14 +203,14 @@ def _union(base: Loaded, source: Path, specials: list[str]) -> tuple[list[str], 
     return keys, (_with_specials(base, proto, specials), proto)
 
 
-def _reasons(admitted: Admitted, source: Source) -> str:
+def _reasons(admitted: Admitted, source: PieceList) -> str:
     refused = {reason: len(pieces) for reason, pieces in admitted.refused.items()}
     counts = [f"{count:,} {reason}" for reason, count in (refused | source.dropped).items()]
     return ", ".join(counts) or "the list is empty"
 
 
 def _report(
-    result: dict[str, Any], admitted: Admitted, source: Source, measured: dict[str, int]
+    result: dict[str, Any], admitted: Admitted, source: PieceList, measured: dict[str, int]
 ) -> dict[str, Any]:
     return {
         **result,
@@ -231,7 +231,7 @@ def _print_summary(
     config: MergeTokenizerConfig,
     result: dict[str, Any],
     admitted: Admitted,
-    source: Source,
+    source: PieceList,
     measured: dict[str, int],
 ) -> None:
     rows: list[tuple[str, object]] = [

@@ -29,7 +29,7 @@ LEAN = re.compile(f"[{LEANING}]?{_LETTERS}|{_MARKS}?(?=[{LEANING}][{LETTER_CLASS
 
 
 @dataclass(frozen=True)
-class Sample:
+class CorpusSample:
     """The text of one corpus, or of all of them where they have no weights."""
 
     name: str
@@ -43,7 +43,7 @@ class Sample:
 
 def draw_samples(
     corpora: Mapping[str, Iterable[str]], weights: Sequence[float], megabytes: int, seed: int
-) -> list[Sample]:
+) -> list[CorpusSample]:
     """One sample of all corpora; or, with weights, one of each, whose counts then have those proportions.
 
     Raises:
@@ -70,7 +70,7 @@ def draw_samples(
     return samples
 
 
-def draw_sample(name: str, documents: Iterable[str], limit: int, seed: int) -> Sample:
+def draw_sample(name: str, documents: Iterable[str], limit: int, seed: int) -> CorpusSample:
     """Lines of documents drawn in `limit` bytes of UTF-8, the last of them held out.
 
     Every document gets a number from the seed; when memory is full, those above a falling threshold go.
@@ -92,10 +92,10 @@ def draw_sample(name: str, documents: Iterable[str], limit: int, seed: int) -> S
     lines = [line for _, document in kept for line in document.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"--corpus {name}: no text in it")
-    return Sample(name, *_hold_out(lines), documents=count, kept=len(kept))
+    return CorpusSample(name, *_hold_out(lines), documents=count, kept=len(kept))
 
 
-def frequent_characters(samples: Sequence[Sample], least: int) -> list[str]:
+def frequent_characters(samples: Sequence[CorpusSample], least: int) -> list[str]:
     """CJK characters seen at least so often, most frequent first."""
     counts = numpy.zeros(0x110000, dtype=numpy.int64)
     step = 10_000
@@ -110,7 +110,7 @@ def frequent_characters(samples: Sequence[Sample], least: int) -> list[str]:
     return sorted(chinese, key=lambda character: (-int(counts[ord(character)]), character))
 
 
-def count_runs(samples: Sequence[Sample], characters: Iterable[str], lean: bool) -> Counter[str]:
+def count_runs(samples: Sequence[CorpusSample], characters: Iterable[str], lean: bool) -> Counter[str]:
     """How often each run of the given characters occurs, in proportion to the samples' weights.
 
     Letters and marks make runs of their own; with `lean`, a mark of `LEANING` begins the run of letters after it.

@@ -39,7 +39,7 @@ LIKE_A_MARK = re.compile(r"<\|[^|<>\s]+\|>")
 
 def shipped(name: str) -> str:
     """The text of a template that ships with the package."""
-    return files("zhllama").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+    return files("zhllama.tokenizer").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def render(

@@ -19,8 +19,9 @@ from zhllama.tokenizer.admit import NORMAL, Admitted, Vocabulary, admit
 from zhllama.tokenizer.alphabet import is_cjk
 from zhllama.tokenizer.load import CHINESE_MODEL, Loaded, load, require_bpe
 from zhllama.tokenizer.merge import build, vocabulary_of
+from zhllama.tokenizer.pieces import read_words
 from zhllama.tokenizer.sample import (
-    Sample,
+    CorpusSample,
     count_runs,
     cut_at_words,
     cut_like_base,
@@ -29,7 +30,6 @@ from zhllama.tokenizer.sample import (
     frequent_characters,
     thin,
 )
-from zhllama.tokenizer.source import read_words
 from zhllama.tokenizer.trainer import train_pieces
 
 MOST_RUNS = 2_000_000  # the trainer needs 1.2 kB for each
@@ -109,7 +109,7 @@ def _train(
     artifact: Artifact,
     config: TrainTokenizerConfig,
     base: Loaded | None,
-    samples: list[Sample],
+    samples: list[CorpusSample],
     words: list[str],
 ) -> dict[str, Any]:
     """Write the model and fill the artifact's result; what only the report wants."""

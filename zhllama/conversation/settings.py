@@ -1,0 +1,68 @@
+"""What a recipe says of a mixture: its files, and how they become one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zhllama.config import UserError
+from zhllama.conversation.encode import Learn, TooLong
+from zhllama.conversation.formats import FormatName
+
+
+@dataclass
+class InstructionSource:
+    """One instruction file of a mixture."""
+
+    file: str
+    """JSON (a list), JSONL, or .tsv of translation pairs."""
+    format: FormatName = "detect"
+    """What its rows are; told from their keys by default."""
+    samples: int = 0
+    """Draw this many of its rows, again where it has fewer; 0 takes all once."""
+    weight: float = 0
+    """Instead of samples: its share of the rows of all sources with a weight."""
+    max_tokens: int = 0
+    """Take no more tokens of it than this; 0 sets no limit."""
+    max_repeats: float = 4
+    """No row is drawn more often than this."""
+    task: str = ""
+    """Type of task of its rows; by default the row's own (pCLUE) or that of the format."""
+
+    def checked(self) -> Path:
+        """The file's path; raises UserError where there is none, or a setting contradicts another."""
+        if not Path(self.file).is_file():
+            raise UserError(f"data: no such file: {self.file}")
+        for name in ("samples", "weight", "max_tokens"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data {self.file}: {name} {getattr(self, name)} is below 0")
+        if self.samples and self.weight:
+            raise UserError(f"data {self.file}: samples and weight: give one of them")
+        if self.max_repeats < 1:
+            raise UserError(f"data {self.file}: max_repeats {self.max_repeats} is below 1")
+        return Path(self.file)
+
+
+@dataclass
+class MixtureSettings:
+    """How the sources become one mixture."""
+
+    temperature: float = 1.0
+    """Shares of the types of task go as rows ** (1 / temperature): 1 keeps them, more evens them out."""
+    evaluation: list[str] = field(default_factory=list)
+    """Files that the model will be measured on: what occurs in them is not learnt."""
+    similarity: float = 0.8
+    """Of rows whose character 5-grams overlap by this share the first is kept; 1 removes only the same."""
+    learn: Learn = "every"
+    """Which replies of a conversation are learnt: every one, or the last."""
+    too_long: TooLong = "shorten"
+    """Conversations over block_size lose their oldest turns, then up to half of their request; or are dropped."""
+    seed: int = 0
+    """Of what is drawn."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no mixture can have."""
+        if self.temperature <= 0:
+            raise UserError(f"mixture.temperature {self.temperature}: it must be above 0")
+        if not 0 < self.similarity <= 1:
+            raise UserError(f"mixture.similarity {self.similarity}: it must be above 0 and at most 1")

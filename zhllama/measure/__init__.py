@@ -1,0 +1,1 @@
+"""Proof: bits per byte and scores, and what they cost."""

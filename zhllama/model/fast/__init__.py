@@ -1,0 +1,1 @@
+"""What differs between CPU and CUDA: layers, attention, loss, memory."""

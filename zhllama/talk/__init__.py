@@ -1,0 +1,1 @@
+"""Replies of a model: in the terminal, and to files of prompts."""

@@ -1,0 +1,254 @@
+"""`zhllama chat`: talk to a model in the terminal, or answer a file of prompts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zhllama import artifact
+from zhllama.config import UserError, as_given
+from zhllama.conversation.formats import Message
+from zhllama.conversation.prompts import encode_prompt, read_prompts
+from zhllama.device import default_device, default_dtype
+from zhllama.model.merge import open_adapter
+from zhllama.model.weights import load_model, read_config, shards
+from zhllama.talk.generate import Reply, batches, end_ids, generate, room
+from zhllama.terminal import console, progress_bar, say, track
+from zhllama.tokenizer.load import load
+
+
+@dataclass
+class ChatConfig:
+    """Talk to a model: streaming, with history. /clear forgets, /exit or Ctrl-D leaves."""
+
+    model: str
+    """Model directory with a chat template inside."""
+    adapter: str | None = None
+    """Run directory of pretrain or sft, used on its base --model without merging."""
+    prompt: list[str] = field(default_factory=list)
+    """Answer these and exit; repeatable."""
+    input: str | None = None
+    """JSONL of prompts to answer: instruction (and input), pCLUE's input, or messages; needs --output."""
+    output: str | None = None
+    """Directory for answers.jsonl, with --input; an unfinished one is continued."""
+    system: str | None = None
+    """System prompt; the template's own by default."""
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token; higher samples more freely."""
+    top_p: float = 0.9
+    """Sample from the likeliest tokens that make up this much probability."""
+    repetition_penalty: float = 1.1
+    """Above 1, tokens already used become less likely."""
+    seed: int = 0
+    """Of the sampling."""
+    batch_size: int = 16
+    """Prompts of a file answered side by side."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that would be ignored."""
+        if (self.input is None) != (self.output is None):
+            raise UserError(
+                "--input and --output: give both (a file of prompts, a directory for the answers) or none"
+            )
+        if self.prompt and self.input is not None:
+            raise UserError("--prompt and --input: give one of them")
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens {self.max_new_tokens}: it must be at least 1")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: it must be at least 1")
+        if self.temperature < 0:
+            raise UserError(f"--temperature {self.temperature}: it must be at least 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p}: it must be above 0 and at most 1")
+        if self.repetition_penalty <= 0:
+            raise UserError(f"--repetition-penalty {self.repetition_penalty}: it must be above 0")
+
+
+class Speaker:
+    """A model and its tokenizer that continue a conversation until EOS.
+
+    Raises:
+        UserError: no config, no safetensors weights, no tokenizer or no chat template in the directory.
+    """
+
+    def __init__(self, directory: Path, config: ChatConfig) -> None:
+        from transformers import AutoTokenizer
+
+        self.positions = int(read_config(directory)["max_position_embeddings"])
+        shards(directory)
+        if load(directory, "--model").chat_template is None:
+            raise UserError(f"--model {directory}: no chat template inside, so it cannot chat")
+        self.tokenizer = AutoTokenizer.from_pretrained(str(directory))
+        self.model = load_model(directory, default_dtype())
+        if config.adapter is not None:
+            self.model = open_adapter(config.adapter, directory, self.model)
+            self.positions -= getattr(self.model.active_peft_config, "num_virtual_tokens", 0) or 0
+        self.model.to(default_device()).eval()
+        self.ends = end_ids(self.model, self.tokenizer)
+        self.config = config
+        torch.manual_seed(config.seed)
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """Ids of a conversation that waits for an answer.
+
+        Raises:
+            UserError: a conversation that fills the model's positions, or that its chat template refuses.
+        """
+        if self.config.system is not None:
+            others = [message for message in messages if message["role"] != "system"]
+            messages = [{"role": "system", "content": self.config.system}, *others]
+        return encode_prompt(messages, self.tokenizer, self.positions)
+
+    def answer(self, messages: list[Message], streamer: Any = None) -> tuple[str, bool]:
+        """The reply's text and whether the model ended it itself (EOS) rather than ran out of tokens."""
+        reply = self.reply([self.encode(messages)], streamer)[0]
+        return self.text(reply), reply.ended
+
+    def reply(self, prompts: list[list[int]], streamer: Any = None) -> list[Reply]:
+        """Replies to prompts that leave room for equally long ones, by the settings."""
+        limit = room(prompts[0], self.config.max_new_tokens, self.positions)
+        return generate(
+            self.model,
+            prompts,
+            self.ends,
+            limit,
+            streamer,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            repetition_penalty=self.config.repetition_penalty,
+        )
+
+    def text(self, reply: Reply) -> str:
+        """What a reply reads."""
+        return str(self.tokenizer.decode(reply.ids, skip_special_tokens=True)).strip()
+
+
+def chat(config: ChatConfig) -> None:
+    """Answer the prompts given, a file of them, or whoever types.
+
+    Raises:
+        UserError: a model that cannot chat, a prompt file that is missing or not JSONL, a prompt too long.
+    """
+    directory = artifact.require(config.model, "model", "--model")
+    if config.input is not None:
+        _answer_file(config, directory)
+        return
+    speaker = Speaker(directory, config)
+    for prompt in config.prompt:
+        say(f"> {prompt}")
+        say(speaker.answer([{"role": "user", "content": prompt}])[0])
+    if not config.prompt:
+        _talk(speaker)
+
+
+def _answer_file(config: ChatConfig, directory: Path) -> None:
+    """Write `answers.jsonl`: each conversation with its reply, how that ended and its tokens, in order."""
+    assert config.input is not None and config.output is not None
+    prompts = read_prompts(Path(config.input), "--input")
+    _check_settings(config)
+    inputs: dict[str, str | Path] = {"model": directory, "input": config.input}
+    if config.adapter is not None:
+        inputs["adapter"] = config.adapter
+    with artifact.create(config.output, "report", "chat", config, inputs, resume=True) as run:
+        answers = _answer_all(config, prompts, directory, run.path / "answers.part")
+        rows = []
+        for messages, answer in zip(prompts, answers, strict=True):
+            said = {"role": "assistant", "content": answer.pop("reply")}
+            rows.append(json.dumps({"messages": [*messages, said], **answer}, ensure_ascii=False) + "\n")
+        (run.path / "answers.jsonl").write_text("".join(rows), encoding="utf-8")
+        (run.path / "answers.part").unlink()
+        ended = sum(answer["ended"] == "eos" for answer in answers)
+        run.result = {"answers": len(answers), "ended": ended}
+    say(f"{run.path / 'answers.jsonl'}: {ended} of {len(answers)} answers ended by themselves")
+
+
+def _check_settings(config: ChatConfig) -> None:
+    """An unfinished run goes on only with the settings that its first answers were given with."""
+    assert config.output is not None
+    record = artifact.read_record(config.output)
+    if record.get("command") != "chat" or "result" in record:
+        return
+    now = as_given(config)
+    for name, then in record["settings"].items():
+        if name not in ("model", "input", "output") and then != now.get(name):
+            raise UserError(
+                f"--output {config.output}: begun with {name} {then}, not {now.get(name)}; give the same, or choose "
+                "another directory"
+            )
+
+
+def _answer_all(
+    config: ChatConfig, prompts: list[list[Message]], directory: Path, part: Path
+) -> list[dict[str, Any]]:
+    """The answers of all prompts in order; `part` keeps them as they come, so that an interrupted run goes on."""
+    speaker = Speaker(directory, config)
+    encoded = []
+    for number, messages in enumerate(track(prompts, "reading prompts"), 1):  # refused now, not after hours
+        try:
+            encoded.append(speaker.encode(messages))
+        except UserError as problem:
+            raise UserError(f"--input {config.input}, prompt {number}: {problem}") from problem
+    answers = _kept(part)
+    if answers:
+        say(f"{part}: {len(answers)} of {len(prompts)} prompts are answered already")
+    groups = list(batches(encoded, config.batch_size, config.max_new_tokens, speaker.positions))
+    left = [places for places in groups if not answers.keys() >= set(places)]
+    with part.open("a", encoding="utf-8") as stream, progress_bar() as bar:
+        task = bar.add_task("answering", total=len(prompts), completed=len(answers), note="")
+        for places in left:
+            torch.manual_seed(config.seed + places[0])  # the same whatever was answered before
+            for place, reply in zip(places, speaker.reply([encoded[at] for at in places]), strict=True):
+                ended = "eos" if reply.ended else "length"
+                answers[place] = {"reply": speaker.text(reply), "ended": ended, "tokens": len(reply.ids)}
+            stream.write("".join(json.dumps([at, answers[at]], ensure_ascii=False) + "\n" for at in places))
+            stream.flush()
+            bar.update(task, completed=len(answers))
+    return [answers[place] for place in range(len(prompts))]
+
+
+def _kept(part: Path) -> dict[int, dict[str, Any]]:
+    """What an interrupted run has answered, by place; a line that a kill cut short is no answer."""
+    if not part.is_file():
+        return {}
+    whole, _, cut = part.read_text(encoding="utf-8").rpartition("\n")
+    if cut:  # or the next line would be added to it
+        part.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+    return dict(json.loads(line) for line in whole.splitlines())
+
+
+def _talk(speaker: Speaker) -> None:
+    from transformers import TextStreamer
+
+    history: list[Message] = []
+    say("/clear forgets, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
+    while True:
+        try:
+            line = console.input("> ").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line == "/clear":
+            history = []
+        elif line:
+            history.append({"role": "user", "content": line})
+            streamer = TextStreamer(speaker.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            try:
+                reply, ended = speaker.answer(history, streamer)
+            except UserError as problem:
+                say(f"{problem} (/clear forgets)")
+                history.pop()
+            except KeyboardInterrupt:
+                streamer.end()
+                say("(stopped, and forgotten)")
+                history.pop()
+            else:
+                history.append({"role": "assistant", "content": reply})
+                if not ended:
+                    say("(cut short; --max-new-tokens allows longer answers)")
