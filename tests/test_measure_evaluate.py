@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zhllama.artifact import read_record
 from zhllama.cli import main
+from zhllama.model.adapter import Parts
 from zhllama.model.bits import measure
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import load_trainable
 from zhllama.tokenizer.load import load
 
@@ -37,7 +39,7 @@ def text(tmp_path: Path) -> Path:
 
 def measured(model: Path, file: Path, block_size: int = 64, max_bytes: int = 0) -> dict[str, float]:
     """In float32, whatever the machine prefers."""
-    whole = load_trainable(model, "none", None, torch.float32, "cpu")
+    whole = load_trainable(ModelDirectory.open(model), Parts(), torch.float32, "cpu")
     return measure(whole, load(model), file, block_size, max_bytes)
 
 

@@ -9,6 +9,8 @@ from test_model_trainable import LORA, blocks_of
 from torch import Tensor
 
 from zhllama.model import trainable
+from zhllama.model.adapter import Parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import TrainableModel, load_trainable
 
 LENGTHS = [20, 30]
@@ -35,9 +37,9 @@ def kept(model: TrainableModel) -> tuple[Tensor, int]:
 def test_the_loss_is_the_same_to_the_bit_and_copies_are_gone(
     grouped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, shared = kept(load_trainable(grouped, "new", LORA, torch.float32))
+    ours, shared = kept(load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32))
     monkeypatch.setattr(trainable, "share_keys", lambda model: None)
-    plain = load_trainable(grouped, "new", LORA, torch.float32)
+    plain = load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32)
     theirs, copied = kept(plain)
     assert torch.equal(ours, theirs)
     config = plain.config
@@ -54,7 +56,7 @@ def test_answers_are_those_of_transformers(grouped: Path) -> None:
     ids = torch.arange(40, 60).view(2, 10)
     seen = torch.ones_like(ids)
     seen[0, :4] = 0  # padded on the left
-    ours = load_trainable(grouped, "new", LORA, torch.float32)
+    ours = load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(grouped, dtype=torch.float32)
     settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "attention_mask": seen}
     assert torch.equal(ours.base.generate(ids, **settings), plain.generate(ids, **settings))

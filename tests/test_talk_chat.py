@@ -12,6 +12,7 @@ import torch
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation.formats import Message
+from zhllama.model.directory import ModelDirectory
 from zhllama.talk import chat as module
 from zhllama.talk.chat import ChatConfig, Speaker, chat
 
@@ -30,7 +31,7 @@ def speaker(bytelevel_model_dir: Path) -> Speaker:
 
 
 def speaker_of(directory: Path, **settings: Any) -> Speaker:
-    return Speaker(directory, ChatConfig(str(directory), **settings))
+    return Speaker(ModelDirectory.open(directory), None, ChatConfig(str(directory), **settings))
 
 
 def put(folder: Path, *rows: Any) -> Path:

@@ -28,7 +28,7 @@ COMMANDS = {
         "recipe x model size x GPU x ZeRO -> memory, hours and money, nothing loaded",
     ),
     "pretrain": ("zhllama.train.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
-    "mix": ("zhllama.train.preview:mix", "preview the mixture of an sft recipe, nothing trained"),
+    "mix": ("zhllama.train.sft:mix", "preview the mixture of an sft recipe, nothing trained"),
     "sft": ("zhllama.train.sft:sft", "instruction tuning (python sft/run.py)"),
     "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
     "evaluate": ("zhllama.measure.evaluate:evaluate", "bits per byte on your own text"),

@@ -102,7 +102,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     values.pop("config", None)
     check = getattr(config_class, "check", None)
     if check:  # before TrainingArguments starts anything
-        check(values.train)
+        check(values)
     try:
         instance = parser.instantiate(values)
     except UserError:

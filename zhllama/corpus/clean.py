@@ -15,11 +15,12 @@ from zhllama.corpus.convert import Forms
 from zhllama.corpus.detectors import Detectors, load_score
 from zhllama.corpus.lines import Repeats
 from zhllama.corpus.passes import Passes, run_passes
-from zhllama.corpus.read import Layout, list_files
+from zhllama.corpus.read import Corpus, Layout, list_files
 from zhllama.corpus.rules import Limits
 from zhllama.corpus.settings import CleanConfig, Where
 from zhllama.corpus.tally import DocumentTally
 from zhllama.corpus.words import read_words
+from zhllama.stop import remove
 from zhllama.terminal import print_table, say, warn
 
 REMEDY = {
@@ -72,7 +73,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
     if config.dry_run:
         config = replace(config, output=f"{config.output.rstrip('/')}-dry-run")
         if artifact.read_record(config.output).get("settings", {}).get("dry_run"):
-            artifact.remove(Path(config.output))
+            remove(Path(config.output))
     source = Path(config.corpus)
     output = Path(config.output)
     files = list_files(source)
@@ -122,7 +123,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
     _summarise(config, made.result, tally)
 
 
-def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path]) -> bool:
+def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, artifact.Input]) -> bool:
     """Whether an unfinished run has left what it did, with these settings and inputs; otherwise it starts over."""
     if not (output / ".work").is_dir():
         return False
@@ -130,16 +131,15 @@ def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path])
     given = as_given(config)
     if any(begun["settings"][name] != given[name] for name in given if name not in NO_MATTER):
         return False
-    return all(
-        begun["inputs"][name]["fingerprint"] == artifact.fingerprint(path) for name, path in inputs.items()
-    )
+    now = artifact.described(inputs)
+    return all(begun["inputs"][name]["fingerprint"] == now[name]["fingerprint"] for name in inputs)
 
 
-def _inputs(config: CleanConfig) -> dict[str, str | Path]:
+def _inputs(config: CleanConfig) -> dict[str, artifact.Input]:
     """What is read, by setting; word list and scoring function are tried before hours of work."""
-    inputs: dict[str, str | Path] = {"corpus": Path(config.corpus)}
+    inputs: dict[str, artifact.Input] = {"corpus": Path(config.corpus)}
     if config.decontaminate:
-        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+        inputs["decontaminate"] = Corpus.open(config.decontaminate, "--decontaminate")
     if config.words:
         read_words(Path(config.words))
         inputs["words"] = Path(config.words)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from zhllama.artifact import read_record
 from zhllama.config import UserError
-from zhllama.corpus.read import list_files
+from zhllama.corpus.read import Corpus, list_files
 
 OTHER = "other"
 
@@ -20,24 +18,24 @@ def kind_of(source: str) -> str:
     return folder if inside else OTHER
 
 
-def read_kind(corpora: Sequence[Path], kind: str) -> Iterator[str]:
+def read_kind(corpora: Sequence[Corpus], kind: str) -> Iterator[str]:
     """The documents of one kind in corpora that `clean` wrote."""
     return (text for found, text in _documents(corpora) if found == kind)
 
 
-def count_kinds(corpora: Sequence[Path]) -> Counter[str]:
+def count_kinds(corpora: Sequence[Corpus]) -> Counter[str]:
     """How many documents of each kind there are.
 
     Raises:
         UserError: a corpus that `clean` did not write, which does not say where its documents are from.
     """
-    if strange := [path for path in corpora if not read_record(path)]:
+    if strange := [corpus for corpus in corpora if not corpus.record]:
         raise UserError(f"--shares: {strange[0]} does not say of what kind its documents are; clean it first")
     return Counter(kind for kind, _ in _documents(corpora))
 
 
-def _documents(corpora: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    for file in (file for corpus in corpora for file in list_files(corpus)):
+def _documents(corpora: Sequence[Corpus]) -> Iterator[tuple[str, str]]:
+    for file in (file for corpus in corpora for file in list_files(corpus.path)):
         with file.open("rb") as lines:
             for row in map(json.loads, lines):
                 yield kind_of(row["source"]), row["text"]

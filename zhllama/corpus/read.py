@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
-from zhllama.artifact import require
+from zhllama.artifact import Opened
 from zhllama.config import UserError
 from zhllama.corpus import decode
 from zhllama.corpus.books import book, word_file
@@ -26,6 +26,12 @@ PACKED = ("", ".gz", ".zst", ".xz")
 SELF_ENCODED = {".parquet", ".epub", ".docx"}
 KINDS = (*sorted(SELF_ENCODED), *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
 CORPUS_FILES = "documents-*.jsonl"
+
+
+class Corpus(Opened):
+    """A corpus directory that `clean` wrote, or a user's own file or folder of files."""
+
+    kind = "corpus"
 
 
 class Passage(NamedTuple):
@@ -86,7 +92,7 @@ def list_files(source: Path) -> list[Path]:
         if not source.name.lower().endswith(KINDS):
             raise UserError(f"{source}: unsupported extension; use one of {' '.join(KINDS)}")
         return [source]
-    if (require(source, "corpus", "--corpus") / "run.json").is_file():
+    if Corpus.open(source).record:
         return sorted(source.glob(CORPUS_FILES))
     every = [Path(folder, name) for folder, _, names in os.walk(source, onerror=_refuse) for name in names]
     inside = [file.relative_to(source) for file in every if file.is_file()]

@@ -25,6 +25,12 @@ GROUPS = {
 HEADER = ["group", "measure", "rows", "score"]
 
 
+class Report(artifact.Opened):
+    """What a command has measured or answered."""
+
+    kind = "report"
+
+
 @dataclass
 class ScorePclueConfig:
     """Score answers to pCLUE: accuracy, exact match and F1, character ROUGE-L, and their mean."""
@@ -45,7 +51,7 @@ def score_pclue(config: ScorePclueConfig) -> None:
     """
     predictions = Path(config.predictions)
     if predictions.is_dir():
-        predictions = artifact.require(predictions, "report", "--predictions") / "answers.jsonl"
+        predictions = Report.open(predictions, "--predictions").path / "answers.jsonl"
     references = Path(config.references)
     types = f"it needs a type ({', '.join(GROUPS)}) and a target"
     wanted = read_rows(references, "--references", _target, types)

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from zhllama import artifact
+from zhllama.artifact import Opened, check_same
 from zhllama.config import UserError
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.prompt_tuning import (
     ADAPTION_KEY,
     PREFIX_KEY,
@@ -20,7 +22,6 @@ from zhllama.model.prompt_tuning import (
     PrefixSettings,
     prompt_config,
 )
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
 
 Embeddings = Literal["new", "all", "none"]
 Body = Literal["lora", "full", "prefix", "adaption", "none"]
@@ -68,6 +69,80 @@ class LoraSettings:
 
 
 Method = LoraSettings | PrefixSettings | AdaptionSettings  # what may be added to a model whose weights stay
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a model trains, or what a run has trained of it."""
+
+    embeddings: Embeddings = "none"
+    method: Method | None = None
+    """What is added to the layers, whose own weights then stay."""
+    full: bool = False
+    """The layers' own weights train."""
+    quantise: bool = False
+    """The frozen layers are held in 4 bits."""
+
+    @property
+    def body(self) -> Body:
+        """The setting of this name that asks for these parts."""
+        if self.full:
+            return "full"
+        bodies: dict[type, Body] = {
+            LoraSettings: "lora",
+            PrefixSettings: "prefix",
+            AdaptionSettings: "adaption",
+        }
+        return bodies.get(type(self.method), "none")
+
+
+class RunDirectory(Opened):
+    """What a finished run of pretrain or sft trained, and on which model."""
+
+    kind = "run"
+
+    @classmethod
+    def open(cls, source: str | Path, flag: str = "--adapter") -> Self:
+        """Look up a run directory; raises UserError where no finished adapter is inside."""
+        run = super().open(source, flag)
+        if not run.result or not run.weights.is_file():
+            raise UserError(f"{flag} {run}: no finished adapter inside; give the --output of pretrain or sft")
+        return run
+
+    @property
+    def weights(self) -> Path:
+        """The file of all that was trained."""
+        return self.path / ADAPTER_WEIGHTS
+
+    @property
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """Path and fingerprint of what the run read, by setting."""
+        return dict(self.record["inputs"])
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What the run has trained, by the saved files."""
+        return saved_parts(self.path)
+
+    def base(self, given: str | None = None) -> ModelDirectory:
+        """The model that the run was trained on: where it was, or `given` where it has moved since.
+
+        Raises:
+            UserError: there is none, or it is not that model byte for byte.
+        """
+        model = ModelDirectory.open(given or self.inputs["model"]["path"])
+        self.check_base(model)
+        return model
+
+    def check_base(self, model: ModelDirectory) -> None:
+        """Raise UserError unless `model` is byte for byte the one that the run was trained on."""
+        check_same(
+            f"the base of --adapter {self}",
+            self.inputs["model"]["fingerprint"],
+            f"--model {model}",
+            model.fingerprint,
+            f"give the model it was trained on ({self.inputs['model']['path']})",
+        )
 
 
 def lora_config(lora: LoraSettings | None) -> Any:
@@ -128,7 +203,12 @@ def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> Abstrac
 
 
 def save_adapter(
-    path: Path, state: dict[str, Tensor], method: Method | None, base: Path, config: Any, new_rows: int
+    path: Path,
+    state: dict[str, Tensor],
+    method: Method | None,
+    base: ModelDirectory,
+    config: Any,
+    new_rows: int,
 ) -> None:
     """Write what `gathered_state` gave; `adapter_config.json` makes it peft's, except where layers trained in full."""
     from safetensors.torch import save_file
@@ -165,8 +245,8 @@ def load_adapter(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
             parameter.data.copy_(state[key])
 
 
-def adapter_parts(path: Path) -> tuple[Embeddings, Method | None, bool]:
-    """Which embedding rows a saved adapter holds, the settings of what it adds, whether it holds the layers in full."""
+def saved_parts(path: Path) -> Parts:
+    """Which parts a directory with a saved adapter holds, and the settings of what it adds."""
     from safetensors import safe_open
 
     with safe_open(path / ADAPTER_WEIGHTS, "pt") as stored:
@@ -175,14 +255,14 @@ def adapter_parts(path: Path) -> tuple[Embeddings, Method | None, bool]:
     if ENDS[0] in keys:
         embeddings = "all"
     if holds_layers(keys):
-        return embeddings, None, True
+        return Parts(embeddings, full=True)
     content = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if content["peft_type"] == "PREFIX_TUNING":
-        return embeddings, PrefixSettings(content["num_virtual_tokens"]), False
+        return Parts(embeddings, PrefixSettings(content["num_virtual_tokens"]))
     if content["peft_type"] == "ADAPTION_PROMPT":
-        return embeddings, AdaptionSettings(content["adapter_len"], content["adapter_layers"]), False
+        return Parts(embeddings, AdaptionSettings(content["adapter_len"], content["adapter_layers"]))
     if isinstance(content["target_modules"], str):  # peft's word for no module at all
-        return embeddings, None, False
+        return Parts(embeddings)
     lora = LoraSettings(
         content["r"],
         content["lora_alpha"],
@@ -191,15 +271,7 @@ def adapter_parts(path: Path) -> tuple[Embeddings, Method | None, bool]:
         content["use_rslora"],
         content["use_dora"],
     )
-    return embeddings, lora, False
-
-
-def finished_run(given: str) -> Path:
-    """The run directory behind --adapter, which holds what a finished run trained."""
-    run = artifact.require(given, "run", "--adapter")
-    if "result" not in artifact.read_record(run) or not (run / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"--adapter {run}: no finished adapter inside; give the --output of pretrain or sft")
-    return run
+    return Parts(embeddings, lora)
 
 
 def part_of(key: str) -> Part:

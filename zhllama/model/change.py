@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from zhllama.model.adapter import PREFIX, ROWS_KEY, gathered
-from zhllama.model.trainable import TrainableModel, new_row_count
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
+from zhllama.model.trainable import TrainableModel
 
 ROWS_AT_ONCE = 8192
 
 
-def norms_of_change(model: TrainableModel, base: Path, lora_scale: float) -> dict[str, float]:
-    """Frobenius norms of the change since `base`, a model directory: of new rows, old rows, LoRA, prompts, layers.
+def norms_of_change(model: TrainableModel, base: ModelDirectory, lora_scale: float) -> dict[str, float]:
+    """Frobenius norms of the change since `base`: of new rows, old rows, LoRA, prompts, layers.
 
     LoRA's is that of its scaled B @ A, prompts' that since their start. Frozen rows are compared too, so 0 for the old
     rows is measured, not assumed. Under ZeRO-3 every rank must call this.
@@ -26,7 +25,7 @@ def norms_of_change(model: TrainableModel, base: Path, lora_scale: float) -> dic
     ends = {INPUT_KEY: model.base.get_input_embeddings().weight, OUTPUT_KEY: model.base.lm_head.weight}
     if ends[INPUT_KEY] is ends[OUTPUT_KEY]:
         del ends[OUTPUT_KEY]
-    new = new_row_count(base)
+    new = base.new_rows
     for name, parameter in (ends | trained).items():
         part = "layers"
         if "lora_" in name:
@@ -63,7 +62,7 @@ def _product(down: nn.Parameter, up: nn.Parameter, scale: float) -> float:
 
 def _difference(
     parameter: nn.Parameter,
-    base: Path,
+    base: ModelDirectory,
     key: str,
     first: int | None = None,
     last: int | None = None,
@@ -74,7 +73,7 @@ def _difference(
     A parameter of new rows stands for the tensor's last ones, any other for its first.
     """
     total = torch.zeros((), dtype=torch.float64, device=parameter.device)
-    with gathered([parameter]), find_tensor(base, key) as stored:
+    with gathered([parameter]), base.tensor(key) as stored:
         rows = stored.get_shape()[0]
         begin, end, _ = slice(first, last).indices(rows)
         offset = rows - len(parameter) if new else 0

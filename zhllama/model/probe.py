@@ -11,14 +11,15 @@ import torch
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.corpus.read import Corpus
 from zhllama.model import bits
 from zhllama.model.bits import Batch
-from zhllama.model.resize import Initialisation, InitSettings, merge_result
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.resize import Initialisation, InitSettings, open_merged
 from zhllama.model.row_trainer import RowTrainer, Text
-from zhllama.model.weights import check_block_size, read_config
 from zhllama.page import line_plot
 from zhllama.terminal import console, print_table, progress_bar, say, warn
-from zhllama.tokenizer.load import Loaded, load
+from zhllama.tokenizer.load import Loaded
 
 ALL: tuple[Initialisation, ...] = typing.get_args(Initialisation)
 BYTES_PER_TOKEN = 8  # more than Chinese text needs on average, so that enough of the corpus is read
@@ -98,23 +99,21 @@ def probe_init(config: ProbeConfig) -> None:
         UserError: a tokenizer merged from another base or no merge at all, too little text, text without any new
             piece, a block larger than the model's positions, a loss that is no number.
     """
-    source = artifact.require(config.model, "model", "--model")
-    tokenizer_dir = artifact.require(config.tokenizer, "tokenizer", "--tokenizer")
-    corpus = artifact.require(config.corpus, "corpus", "--corpus")
-    merged = merge_result(source, tokenizer_dir)
-    check_block_size(config.block_size, source)
-    inputs = {"model": source, "tokenizer": tokenizer_dir, "corpus": corpus}
+    source = ModelDirectory.open(config.model)
+    new = open_merged(config.tokenizer, source)
+    corpus = Corpus.open(config.corpus)
+    source.check_block_size(config.block_size)
+    inputs: dict[str, artifact.Input] = {"model": source, "tokenizer": new.opened, "corpus": corpus}
     with artifact.create(config.output, "report", "probe-init", config, inputs) as run:
-        base, new = load(source, "--model"), load(tokenizer_dir, "--tokenizer")
-        front, tail = split(config, corpus)
-        training = _training(config, front, new, int(merged["first_new"]))
+        base = source.tokenizer
+        front, tail = split(config, corpus.path)
+        training = _training(config, front, new, int(new.opened.result["first_new"]))
         english = bits.read_front(bits.passages()["english"], 0)
         texts = [Text.of(documents, new, config.block_size) for documents in (tail, english)]
-        trainer = RowTrainer(source, base, new, merged)
+        trainer = RowTrainer(source, new)
         before = [trainer.bits_per_byte(Text.of(english, base, config.block_size))]
         # The base needs more tokens for the same Chinese context.
-        longest = int(read_config(source)["max_position_embeddings"])
-        block_size = min(longest, config.block_size * _tokens(tail, base) // _tokens(tail, new))
+        block_size = min(source.positions, config.block_size * _tokens(tail, base) // _tokens(tail, new))
         before.insert(0, trainer.bits_per_byte(Text.of(tail, base, block_size)))
         trainer.make_room()
         runs = _try_all(config, trainer, training, *texts)

@@ -7,7 +7,6 @@ values of a prefix are seen by every document of a block, as each would see them
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zhllama.config import UserError
-from zhllama.model.weights import read_config
+from zhllama.model.directory import ModelDirectory
 
 PREFIX_KEY = "prompt_embeddings"  # peft's name for the saved prefix
 ADAPTION_KEY = "adaption_"  # and what its adaption prompts and their gates begin with
@@ -52,23 +51,22 @@ class AdaptionSettings:
             raise UserError(f"adaption.layers {self.layers}: it must be at least 0, which takes all")
 
 
-def check_adaption(directory: Path, settings: AdaptionSettings) -> None:
+def check_adaption(model: ModelDirectory, settings: AdaptionSettings) -> None:
     """Raise UserError for a model that peft's adaption prompts do not fit."""
-    config = read_config(directory)
-    kind, depth = config.get("model_type"), int(config["num_hidden_layers"])
+    config, kind = model.config, model.config.get("model_type")
     if kind not in ADAPTED:
         raise UserError(
-            f"body adaption: peft has adaption prompts for {' and '.join(ADAPTED)} models, {directory} is {kind}; "
+            f"body adaption: peft has adaption prompts for {' and '.join(ADAPTED)} models, {model} is {kind}; "
             "use --body lora"
         )
     width = int(config.get("head_dim") or 0) * int(config["num_attention_heads"])
     if width not in (0, config["hidden_size"]):
         raise UserError(
-            f"body adaption: the heads of {directory} are together {width} wide and its states "
+            f"body adaption: the heads of {model} are together {width} wide and its states "
             f"{config['hidden_size']}, which peft's adaption prompts do not know; use --body lora"
         )
-    if settings.layers > depth:
-        raise UserError(f"adaption.layers {settings.layers}: {directory} has {depth} layers")
+    if settings.layers > model.depth:
+        raise UserError(f"adaption.layers {settings.layers}: {model} has {model.depth} layers")
 
 
 class Prefix(nn.Module):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +12,11 @@ from torch import nn
 from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
 from zhllama.model import bits
+from zhllama.model.adapter import Parts
 from zhllama.model.bits import Batch
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.resize import InitSettings, first_new_row, initial_rows, sub_tokens
 from zhllama.model.trainable import LossHead, NewRowsEmbedding, TrainableModel, load_trainable
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, read_config
 from zhllama.tokenizer.load import Loaded
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; then it falls to 0
@@ -40,15 +39,15 @@ class Text:
 class RowTrainer:
     """A base with room for new rows at both ends; they alone train, and are set anew for every run."""
 
-    def __init__(self, source: Path, base: Loaded, new: Loaded, merged: dict[str, Any]) -> None:
-        self.tied = bool(read_config(source).get("tie_word_embeddings", False))
-        self.first, count = first_new_row(source, merged, self.tied), int(merged["rows"])
-        self.parts = sub_tokens(base, new, self.first, count)
-        self.model = load_trainable(source, "none", None, default_dtype(), default_device())
+    def __init__(self, source: ModelDirectory, new: Loaded) -> None:
+        self.tied = source.tied
+        self.first, count = first_new_row(source, new), int(new.opened.result["rows"])
+        self.parts = sub_tokens(source.tokenizer, new, self.first, count)
+        self.model = load_trainable(source, Parts(), default_dtype(), default_device())
         self.old, self.rows = [], []
         for key in (INPUT_KEY,) if self.tied else (INPUT_KEY, OUTPUT_KEY):
             # In the checkpoint's dtype, as resize-embeddings reads it.
-            with find_tensor(source, key) as tensor:
+            with source.tensor(key) as tensor:
                 self.old.append(torch.as_tensor(tensor[: self.first]))
             device = next(self.model.parameters()).device
             self.rows.append(nn.Parameter(torch.zeros(len(self.parts), self.old[-1].shape[1], device=device)))

@@ -7,30 +7,21 @@ peft's layout (`trainable_token_indices` for the new rows): plain `PeftModel.fro
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zhllama.artifact import read_record
 from zhllama.config import UserError
-from zhllama.model.adapter import (
-    Body,
-    Embeddings,
-    LoraSettings,
-    Method,
-    adapter_key,
-    lora_config,
-    part_of,
-)
+from zhllama.model.adapter import LoraSettings, Parts, adapter_key, lora_config, part_of
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.fast.attention import share_keys
 from zhllama.model.fast.heap import LAYERS, trim_before
 from zhllama.model.fast.loss import IGNORED, linear_cross_entropy
 from zhllama.model.fast.recompute import recompute_activations
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, load_model
+from zhllama.model.weights import load_model
 
 
 class NewRowsEmbedding(nn.Module):
@@ -165,27 +156,21 @@ def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
 
 
 def load_trainable(
-    directory: Path,
-    embeddings: Embeddings,
-    method: Method | None,
-    dtype: torch.dtype,
-    device: str | None = None,
-    full: bool = False,
-    quantise: bool = False,
+    source: ModelDirectory, parts: Parts, dtype: torch.dtype, device: str | None = None
 ) -> TrainableModel:
-    """Load a model directory with everything frozen but the named parts, which are float32.
+    """Load a model with everything frozen but the named parts, which are float32.
 
-    `check_parts` says beforehand whether the choice makes sense; `method=None` adds no adapter, and `full` trains
-    all of the layers and the final norm. `quantise` holds the frozen layers in 4 bits (NF4, arXiv 2305.14314).
+    `check_parts` says beforehand whether the choice makes sense. `parts.full` trains all of the layers and the final
+    norm, `parts.quantise` holds the frozen layers in 4 bits (NF4, arXiv 2305.14314).
 
     Raises:
         UserError: a LoRA target that the model does not have.
     """
-    base = load_model(directory, dtype, quantise)
+    base, method = load_model(source, dtype, parts.quantise), parts.method
     base.requires_grad_(False)
     base.config.use_cache = False
-    count = new_row_count(directory) if embeddings == "new" else 0
-    _install_rows(base, directory, count)
+    count = source.new_rows if parts.embeddings == "new" else 0
+    _install_rows(base, source, count)
     if isinstance(method, LoraSettings):
         from peft import inject_adapter_in_model
 
@@ -197,7 +182,7 @@ def load_trainable(
         install_adaption(base, method)
     for name, parameter in base.named_parameters():
         at_the_ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        chosen = embeddings == "all" if at_the_ends else full
+        chosen = parts.embeddings == "all" if at_the_ends else parts.full
         added = part_of(adapter_key(name)) in ("LoRA", "new rows", "prompts")
         parameter.requires_grad_(added or chosen)
         if parameter.requires_grad and parameter.numel():
@@ -210,15 +195,9 @@ def load_trainable(
     return model.to(device) if device else model
 
 
-def new_row_count(directory: Path) -> int:
-    """How many rows `resize-embeddings` added to this model, by its own record; 0 for a foreign directory."""
-    result = read_record(directory).get("result", {})
-    return int(result.get("rows", 0)) - int(result.get("first_new", 0))
-
-
-def check_parts(directory: Path, embeddings: Embeddings, body: Body, allow_frozen: bool) -> None:
+def check_parts(source: ModelDirectory, parts: Parts, allow_frozen: bool) -> None:
     """Refuse choices that waste a run: rows that do not exist, new ones frozen unawares, nothing that trains."""
-    count = new_row_count(directory)
+    embeddings, body, count = parts.embeddings, parts.body, source.new_rows
     if embeddings != "none" and body in ("prefix", "adaption"):
         raise UserError(
             f"body {body}: peft saves it without embedding rows, so they cannot train beside it; "
@@ -228,15 +207,15 @@ def check_parts(directory: Path, embeddings: Embeddings, body: Body, allow_froze
         raise UserError("body none and embeddings none: nothing would train; choose another for one of them")
     if embeddings == "new" and not count:
         raise UserError(
-            f"embeddings new: {directory} has no rows added by resize-embeddings; use --embeddings none or all"
+            f"embeddings new: {source} has no rows added by resize-embeddings; use --embeddings none or all"
         )
     if embeddings == "none" and count and not allow_frozen:
         raise UserError(
-            f"embeddings none: the {count:,} new rows of {directory} would stay frozen; use --embeddings new"
+            f"embeddings none: the {count:,} new rows of {source} would stay frozen; use --embeddings new"
         )
 
 
-def _install_rows(base: Any, directory: Path, count: int) -> None:
+def _install_rows(base: Any, source: ModelDirectory, count: int) -> None:
     """Replace the output layer by `LossHead` and, for count > 0, give both ends a matrix of new rows."""
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     tied = bool(base.config.tie_word_embeddings)
@@ -244,32 +223,32 @@ def _install_rows(base: Any, directory: Path, count: int) -> None:
         base.lm_head = LossHead(embedding.weight if tied else head.weight, None, None)
         return
     first = base.config.vocab_size - count
-    old = _without_last(embedding.weight, first, directory, INPUT_KEY)
-    input_rows = nn.Parameter(last_rows(directory, INPUT_KEY, count))
+    old = _without_last(embedding.weight, first, source, INPUT_KEY)
+    input_rows = nn.Parameter(last_rows(source, INPUT_KEY, count))
     base.set_input_embeddings(NewRowsEmbedding(old, input_rows, first))
     if tied:
         base.lm_head = LossHead(old, input_rows, first)
     else:
-        output_rows = nn.Parameter(last_rows(directory, OUTPUT_KEY, count))
-        base.lm_head = LossHead(_without_last(head.weight, first, directory, OUTPUT_KEY), output_rows, first)
+        output_rows = nn.Parameter(last_rows(source, OUTPUT_KEY, count))
+        base.lm_head = LossHead(_without_last(head.weight, first, source, OUTPUT_KEY), output_rows, first)
 
 
-def _without_last(weight: nn.Parameter, first: int, directory: Path, key: str) -> nn.Parameter:
+def _without_last(weight: nn.Parameter, first: int, source: ModelDirectory, key: str) -> nn.Parameter:
     """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them.
 
     A matrix in the file's own dtype is mapped, not read: there a view holds nothing, and a copy would hold the rest.
     """
     if hasattr(weight, "ds_id"):
         return weight
-    with find_tensor(directory, key) as stored:
+    with source.tensor(key) as stored:
         mapped = stored[:1].dtype == weight.dtype
     rows = weight.detach()[:first]
     return nn.Parameter(rows if mapped else rows.clone(), requires_grad=False)
 
 
-def last_rows(directory: Path, key: str, count: int) -> Tensor:
+def last_rows(source: ModelDirectory, key: str, count: int) -> Tensor:
     """The last rows of a tensor, read from disk: under ZeRO-3 no rank holds the whole matrix."""
-    with find_tensor(directory, key) as tensor:
+    with source.tensor(key) as tensor:
         return torch.as_tensor(tensor[-count:]).float()
 
 

@@ -11,7 +11,30 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from zhllama.artifact import Opened
+from zhllama.config import UserError
 from zhllama.model.fast.loss import IGNORED
+
+
+class TokensDirectory(Opened):
+    """What `pack` wrote: blocks, and which tokenizer their ids are of."""
+
+    kind = "tokens"
+
+    @property
+    def tokenizer(self) -> str:
+        """The fingerprint of the tokenizer that the blocks were packed with.
+
+        Raises:
+            UserError: a directory that `pack` did not write.
+        """
+        if "tokenizer" not in self.result:
+            raise UserError(f"{self.flag} {self}: not made by zhllama pack; run that first")
+        return str(self.result["tokenizer"])
+
+    def blocks(self, attend_across_documents: bool = False) -> Blocks:
+        """The blocks, memory-mapped."""
+        return Blocks.open(self.path, attend_across_documents)
 
 
 @dataclass

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.corpus.kinds import count_kinds, read_kind
-from zhllama.corpus.read import check_weights, read_documents
-from zhllama.model.weights import check_block_size
+from zhllama.corpus.read import Corpus, check_weights, read_documents
+from zhllama.model.directory import ModelDirectory
 from zhllama.pack.encode import encode_to_file
 from zhllama.pack.fit import fit_documents
 from zhllama.pack.mixture import FittedCorpus, blocks_per_source, choose_replay, write_blocks
 from zhllama.terminal import print_table, say, track, warn
-from zhllama.tokenizer.load import Loaded, load
+from zhllama.tokenizer.load import Loaded
 
 HEADER = ["source", "documents", "tokens", "padding", "share", "epochs"]
 
@@ -79,28 +79,27 @@ def pack(config: PackConfig) -> None:
     Raises:
         UserError: no text, a block larger than the model's positions, less text than one block, no EOS token.
     """
-    corpora = [artifact.require(path, "corpus", "--corpus") for path in config.corpus]
-    model = artifact.require(config.model, "model", "--model")
-    inputs: dict[str, str | Path] = {"model": model, **artifact.numbered("corpus", corpora)}
-    if config.replay is not None:
-        inputs["replay"] = artifact.require(config.replay, "corpus", "--replay")
-    check_block_size(config.block_size, model)
-    tokenizer = load(model, "--model")
+    corpora = [Corpus.open(path) for path in config.corpus]
+    model = ModelDirectory.open(config.model)
+    inputs: dict[str, artifact.Input] = {"model": model, **artifact.numbered("corpus", corpora)}
+    replay = None if config.replay is None else Corpus.open(config.replay, "--replay")
+    if replay is not None:
+        inputs["replay"] = replay
+    model.check_block_size(config.block_size)
+    tokenizer = model.tokenizer
     with artifact.create(config.output, "tokens", "pack", config, inputs) as run:
-        texts = _by_kind(config, corpora) if config.shares else [_text("--corpus", path) for path in corpora]
+        texts = _by_kind(config, corpora) if config.shares else [_text(corpus) for corpus in corpora]
         weights = list(config.shares.values()) or config.weight
-        if config.replay is not None:
-            texts.append(_text("--replay", Path(inputs["replay"])))
+        if replay is not None:
+            texts.append(_text(replay))
         sources = [
             _fitted(run.path / f".source-{number}", text, tokenizer, config)
             for number, text in enumerate(texts)
         ]
         available = [len(source.fitted) for source in sources]
-        main = blocks_per_source(
-            available[: len(texts) - (config.replay is not None)], weights, config.max_epochs
-        )
-        replay = _replay_count(config, sum(main), available[-1]) if config.replay is not None else 0
-        counts = [*main, replay] if config.replay is not None else main
+        main = blocks_per_source(available[: len(texts) - (replay is not None)], weights, config.max_epochs)
+        replayed = _replay_count(config, sum(main), available[-1]) if replay is not None else 0
+        counts = [*main, replayed] if replay is not None else main
         padding = tokenizer.eos_id() if tokenizer.pad is None else tokenizer.id_of(tokenizer.pad)
         tokens = write_blocks(run.path, sources, counts, config.block_size, padding).tolist()
         for source in sources:
@@ -110,28 +109,28 @@ def pack(config: PackConfig) -> None:
             for source, count, used in zip(sources, counts, tokens, strict=True)
         ]
         run.result = {
-            "tokenizer": artifact.tokenizer_fingerprint(model),
+            "tokenizer": tokenizer.fingerprint,
             "block_size": config.block_size,
             "blocks": sum(counts),
             "tokens": sum(tokens),
             "padding": 1 - sum(tokens) / (sum(counts) * config.block_size),
             "documents": sum(row["documents"] for row in table),
-            "replay_blocks": replay,
+            "replay_blocks": replayed,
             "sources": table,
         }
     shown = [row | {name: f"{row[name]:.2%}" for name in ("padding", "share")} for row in table]
     print_table("Mixture", HEADER, [[row[name] for name in HEADER] for row in shown])
     say(
         f"{run.path}: {sum(counts):,} blocks of {config.block_size} tokens, "
-        f"{run.result['padding']:.2%} of them padding" + (f"; {replay:,} blocks replay" if replay else "")
+        f"{run.result['padding']:.2%} of them padding" + (f"; {replayed:,} blocks replay" if replayed else "")
     )
 
 
-def _text(flag: str, path: Path) -> Text:
-    return Text(flag, str(path), read_documents(path))
+def _text(corpus: Corpus) -> Text:
+    return Text(corpus.flag, str(corpus), read_documents(corpus.path))
 
 
-def _by_kind(config: PackConfig, corpora: list[Path]) -> list[Text]:
+def _by_kind(config: PackConfig, corpora: list[Corpus]) -> list[Text]:
     """The kinds that have a share; UserError where the corpora hold none of one."""
     found = count_kinds(corpora)
     for kind in config.shares:

@@ -11,9 +11,8 @@ import yaml
 
 from zhllama import artifact
 from zhllama.config import UserError, parse
-from zhllama.model.trainable import new_row_count
-from zhllama.model.weights import read_config
-from zhllama.pack.blocks import Blocks
+from zhllama.model.directory import ModelDirectory
+from zhllama.pack.blocks import TokensDirectory
 from zhllama.page import stacked_plot
 from zhllama.plan.cost import Gpu, find_gpu, flops_per_token, hours
 from zhllama.plan.memory import GIB, PARTS, Counts, Job, count, host_memory, known_shape, memory, shape_config
@@ -187,7 +186,7 @@ def _tokens(config: PlanConfig, stage: Stage) -> tuple[float, int]:
     try:
         return float(config.tokens), config.block_size or block
     except ValueError:
-        ids = Blocks.open(artifact.require(config.tokens, "tokens", "--tokens")).ids
+        ids = TokensDirectory.open(config.tokens).blocks().ids
         return float(ids.size), config.block_size or ids.shape[1]
 
 
@@ -202,9 +201,9 @@ def _all_tokens(tokens: float, stage: Stage, job: Job) -> float:
 def _shapes(config: PlanConfig) -> list[tuple[str, dict[str, Any], int]]:
     """Name, content of config.json with its final rows, and number of new rows of each model."""
     if config.model:
-        directory = artifact.require(config.model, "model", "--model")
-        new = new_row_count(directory) if config.new_rows is None else config.new_rows
-        return [(directory.name, read_config(directory), new)]
+        model = ModelDirectory.open(config.model)
+        new = model.new_rows if config.new_rows is None else config.new_rows
+        return [(model.path.name, model.config, new)]
     found = []
     for name in config.shape:
         own = known_shape(name)["vocab_size"]

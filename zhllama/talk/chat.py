@@ -14,11 +14,12 @@ from zhllama.config import UserError, as_given
 from zhllama.conversation.formats import Message
 from zhllama.conversation.prompts import encode_prompt, read_prompts
 from zhllama.device import default_device, default_dtype
+from zhllama.model.adapter import RunDirectory
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.merge import open_adapter
-from zhllama.model.weights import load_model, read_config, shards
+from zhllama.model.weights import load_model
 from zhllama.talk.generate import Reply, batches, end_ids, generate, room
 from zhllama.terminal import console, progress_bar, say, track
-from zhllama.tokenizer.load import load
 
 
 @dataclass
@@ -77,17 +78,13 @@ class Speaker:
         UserError: no config, no safetensors weights, no tokenizer or no chat template in the directory.
     """
 
-    def __init__(self, directory: Path, config: ChatConfig) -> None:
-        from transformers import AutoTokenizer
-
-        self.positions = int(read_config(directory)["max_position_embeddings"])
-        shards(directory)
-        if load(directory, "--model").chat_template is None:
-            raise UserError(f"--model {directory}: no chat template inside, so it cannot chat")
-        self.tokenizer = AutoTokenizer.from_pretrained(str(directory))
-        self.model = load_model(directory, default_dtype())
-        if config.adapter is not None:
-            self.model = open_adapter(config.adapter, directory, self.model)
+    def __init__(self, source: ModelDirectory, adapter: RunDirectory | None, config: ChatConfig) -> None:
+        if not (source.positions and source.shards and source.tokenizer.chat_template):
+            raise UserError(f"--model {source}: no chat template inside, so it cannot chat")
+        self.positions, self.tokenizer = source.positions, source.chat_tokenizer
+        self.model = load_model(source, default_dtype())
+        if adapter is not None:
+            self.model = open_adapter(adapter, self.model)
             self.positions -= getattr(self.model.active_peft_config, "num_virtual_tokens", 0) or 0
         self.model.to(default_device()).eval()
         self.ends = end_ids(self.model, self.tokenizer)
@@ -135,11 +132,14 @@ def chat(config: ChatConfig) -> None:
     Raises:
         UserError: a model that cannot chat, a prompt file that is missing or not JSONL, a prompt too long.
     """
-    directory = artifact.require(config.model, "model", "--model")
+    source = ModelDirectory.open(config.model)
+    adapter = None if config.adapter is None else RunDirectory.open(config.adapter)
+    if adapter is not None:
+        adapter.check_base(source)
     if config.input is not None:
-        _answer_file(config, directory)
+        _answer_file(config, source, adapter)
         return
-    speaker = Speaker(directory, config)
+    speaker = Speaker(source, adapter, config)
     for prompt in config.prompt:
         say(f"> {prompt}")
         say(speaker.answer([{"role": "user", "content": prompt}])[0])
@@ -147,16 +147,16 @@ def chat(config: ChatConfig) -> None:
         _talk(speaker)
 
 
-def _answer_file(config: ChatConfig, directory: Path) -> None:
+def _answer_file(config: ChatConfig, source: ModelDirectory, adapter: RunDirectory | None) -> None:
     """Write `answers.jsonl`: each conversation with its reply, how that ended and its tokens, in order."""
     assert config.input is not None and config.output is not None
     prompts = read_prompts(Path(config.input), "--input")
     _check_settings(config)
-    inputs: dict[str, str | Path] = {"model": directory, "input": config.input}
-    if config.adapter is not None:
-        inputs["adapter"] = config.adapter
+    inputs: dict[str, artifact.Input] = {"model": source, "input": config.input}
+    if adapter is not None:
+        inputs["adapter"] = adapter
     with artifact.create(config.output, "report", "chat", config, inputs, resume=True) as run:
-        answers = _answer_all(config, prompts, directory, run.path / "answers.part")
+        answers = _answer_all(config, prompts, Speaker(source, adapter, config), run.path / "answers.part")
         rows = []
         for messages, answer in zip(prompts, answers, strict=True):
             said = {"role": "assistant", "content": answer.pop("reply")}
@@ -184,10 +184,9 @@ def _check_settings(config: ChatConfig) -> None:
 
 
 def _answer_all(
-    config: ChatConfig, prompts: list[list[Message]], directory: Path, part: Path
+    config: ChatConfig, prompts: list[list[Message]], speaker: Speaker, part: Path
 ) -> list[dict[str, Any]]:
     """The answers of all prompts in order; `part` keeps them as they come, so that an interrupted run goes on."""
-    speaker = Speaker(directory, config)
     encoded = []
     for number, messages in enumerate(track(prompts, "reading prompts"), 1):  # refused now, not after hours
         try:

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, normalizers
 from zhllama.tokenizer import llamacpp, write
 from zhllama.tokenizer.alphabet import CJK_RUN, HAN, is_cjk
 from zhllama.tokenizer.check import outside_cjk
-from zhllama.tokenizer.load import Loaded, token_bytes
+from zhllama.tokenizer.load import Loaded
+from zhllama.tokenizer.token_sizes import token_bytes
 
 JIEBA_CHARACTERS = 200_000  # jieba cuts about 0.3 million characters a second
 AGREEMENT_LINES = 2000

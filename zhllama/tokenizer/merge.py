@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from zhllama.artifact import create, fingerprint, write_json
+from zhllama.artifact import create, write_json
 from zhllama.config import UserError
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import check, llamacpp, write
@@ -87,7 +87,7 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
             "specials": specials.new,
             "rows": -(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE,
             "first_new": fast.token_to_id((admitted.keys + specials.new)[0]),
-            "base_tokenizer_fingerprint": fingerprint(base.file),
+            "base_tokenizer_fingerprint": base.fingerprint,
         }
         write_json(artifact.path / "report.json", _report(artifact.result, admitted, source, measured))
     if source.normaliser:

@@ -10,9 +10,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME
 
 from zhllama.config import UserError
-from zhllama.model.adapter import ADAPTER_WEIGHTS, adapter_key
+from zhllama.model.adapter import ADAPTER_WEIGHTS, RunDirectory, adapter_key
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.trainable import TrainableModel, last_rows
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, read_tensor
+from zhllama.model.weights import read_tensor
 
 SEAL = "complete"
 # Of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy.
@@ -73,7 +74,7 @@ def optimizer_fits(checkpoint: Path, deepspeed: bool, ranks: int) -> bool:
 
 
 def check_saved(
-    folder: Path, model: TrainableModel, base: Path, moved: bool, start: str | None = None
+    folder: Path, model: TrainableModel, base: ModelDirectory, moved: bool, start: RunDirectory | None = None
 ) -> None:
     """Re-open a saved adapter: every trainable tensor is there, whole and finite.
 
@@ -97,7 +98,7 @@ def check_saved(
         first = model.start.get(key)  # behind its gate of zero a prompt itself waits a step longer
         if moved and first is not None and "adaption_prompt" not in key and torch.equal(tensor, first.cpu()):
             raise UserError(f"{file}: {key} never moved; training had no effect")
-        if moved and start and torch.equal(tensor, read_tensor(Path(start) / ADAPTER_WEIGHTS, key)):
+        if moved and start and torch.equal(tensor, read_tensor(start.weights, key)):
             raise UserError(f"{file}: {key} is still that of {start}; training had no effect")
     for key in (INPUT_KEY, OUTPUT_KEY) if moved and model.new_row_count else ():
         rows = state.get(adapter_key(key.replace("weight", "new_rows")))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from zhllama.page import line_plot
-from zhllama.tokenizer.load import Loaded, token_counts
+from zhllama.tokenizer.load import Loaded
+from zhllama.tokenizer.token_sizes import token_counts
 
 METRICS = "metrics.jsonl"
 

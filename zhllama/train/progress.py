@@ -14,6 +14,7 @@ from zhllama.config import UserError
 from zhllama.conversation.formats import Message
 from zhllama.conversation.mixture import Mixture
 from zhllama.conversation.prompts import encode_prompt, read_prompts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.fast.loss import IGNORED
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.blocks import Blocks
@@ -70,22 +71,21 @@ class Progress:
         self,
         settings: ProgressSettings,
         mixture: Mixture,
-        tokenizer: Any,
-        positions: int,
+        base: ModelDirectory,
         block_size: int,
         seed: int,
     ) -> None:
-        self.settings, self.tokenizer, self.positions = settings, tokenizer, positions
+        self.settings, self.tokenizer, self.positions = settings, base.chat_tokenizer, base.positions
         self.messages: list[list[Message]] = [
             [{"role": "user", "content": prompt}] for prompt in settings.prompts
         ]
         if settings.prompts_file is not None:
             self.messages += read_prompts(Path(settings.prompts_file), "progress.prompts_file")
-        self.prompts = [encode_prompt(messages, tokenizer, positions) for messages in self.messages]
+        self.prompts = [encode_prompt(messages, self.tokenizer, self.positions) for messages in self.messages]
         sources = [(source["file"], source["rows"]) for source in mixture.table]
         kept, held = hold_out(mixture.samples, sources, settings.held_out, seed)
         self.training = mixture.samples.select(kept)
-        pad = tokenizer.eos_token_id
+        pad = self.tokenizer.eos_token_id
         self.held = {name: pack_conversations(rows, block_size, pad) for name, rows in held.items()}
         asked = [row for rows in held.values() for row in rows] or mixture.samples
         self.asked = draw_short(asked, settings.endings, settings.max_new_tokens // 2, seed)

@@ -6,11 +6,11 @@ import math
 import os
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from zhllama.config import UserError
 from zhllama.model.adapter import (
     LoraSettings,
-    Method,
+    RunDirectory,
     gathered_state,
     load_adapter,
     parameter_count,
@@ -26,12 +26,12 @@ from zhllama.model.adapter import (
     save_adapter,
 )
 from zhllama.model.change import norms_of_change
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.fast.loss import IGNORED
 from zhllama.model.operations import flops_of
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
-from zhllama.tokenizer.load import Loaded
 from zhllama.train.callbacks import LookCallback, Readings, RunCounts, StepCallback
 from zhllama.train.checkpoint import (
     check_saved,
@@ -41,23 +41,14 @@ from zhllama.train.checkpoint import (
     remove_others,
     seal,
 )
-from zhllama.train.choice import Choice
 from zhllama.train.metrics import METRICS, LossTally, plot_loss, read_metrics
 from zhllama.train.progress import Progress
+from zhllama.train.settings import TrainingSettings
 
 
 def is_first_rank() -> bool:
     """Whether this process writes and talks."""
     return os.environ.get("RANK", "0") == "0"
-
-
-class Stage(Choice, Protocol):
-    """What the settings of pretrain and sft share."""
-
-    output: str
-    embedding_learning_rate: float | None
-    max_minutes: float | None
-    train: TrainingArguments
 
 
 class BlockTrainer(Trainer):
@@ -68,29 +59,28 @@ class BlockTrainer(Trainer):
     def __init__(
         self,
         model: TrainableModel,
-        stage: Stage,
-        method: Method | None,
+        settings: TrainingSettings,
+        base: ModelDirectory,
+        start: RunDirectory | None,
         blocks: Blocks,
-        tokenizer: Loaded,
-        base: Path,
         progress: Progress | None = None,
     ) -> None:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(stage.output) / "logs")
-        super().__init__(model=model, args=stage.train, train_dataset=blocks)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(settings.output) / "logs")
+        super().__init__(model=model, args=settings.train, train_dataset=blocks)
         self.model_accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
-        self.stage, self.method, self.base_directory = stage, method, base
+        self.settings, self.method, self.base, self.start = settings, settings.parts().method, base, start
         # The Trainer's own hook would scale the noise by the length of a block, not of a document in it.
-        model.noise, self.neftune_noise_alpha = stage.train.neftune_noise_alpha, None
+        model.noise, self.neftune_noise_alpha = settings.train.neftune_noise_alpha, None
         self.counts = RunCounts()
-        self.tally = LossTally(tokenizer, model.config.vocab_size, self.args.device)
+        self.tally = LossTally(base.tokenizer, model.config.vocab_size, self.args.device)
         model.on_loss = self.tally.add
         for quiet in (PrinterCallback, ProgressCallback):
             self.remove_callback(quiet)
         readings = Readings(self.counts, self.flops_per_step, self.changes, self.step_was_skipped)
-        clock = StepCallback(readings, stage.max_minutes)
+        clock = StepCallback(readings, settings.max_minutes)
         self.add_callback(clock)
         if progress is not None:
-            self.add_callback(LookCallback(progress, model, Path(stage.output), clock, self.log))
+            self.add_callback(LookCallback(progress, model, Path(settings.output), clock, self.log))
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the last checkpoint where there is one, and save adapter and plots."""
@@ -105,7 +95,7 @@ class BlockTrainer(Trainer):
         outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.save_model()
         if is_first_rank():
-            check_saved(output, self.model, self.base_directory, True, self.stage.adapter)
+            check_saved(output, self.model, self.base, True, self.start)
             plot_loss(output)
         losses = [line["loss"] for line in read_metrics(output / METRICS)]  # those before a resume included
         mean = fmean(losses) if losses else outcome.training_loss
@@ -170,7 +160,7 @@ class BlockTrainer(Trainer):
     def changes(self) -> dict[str, float]:
         """Norms of the change of each part since the base; under ZeRO-3 for all ranks to call."""
         scale = self.method.scale if isinstance(self.method, LoraSettings) else 0.0
-        return norms_of_change(self.model, self.base_directory, scale)
+        return norms_of_change(self.model, self.base, scale)
 
     def step_was_skipped(self) -> bool:
         """Whether the last step's gradients overflowed float16."""
@@ -187,7 +177,7 @@ class BlockTrainer(Trainer):
         """Groups of parameters: matrices with weight decay, vectors without, embedding rows at their own rate."""
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            rate = self.stage.embedding_learning_rate
+            rate = self.settings.embedding_learning_rate
             rate = self.args.learning_rate if rate is None else rate
             groups: dict[str, dict[str, Any]] = {
                 "matrices": {"params": [], "weight_decay": self.args.weight_decay},
@@ -205,7 +195,7 @@ class BlockTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Under a time budget: warm-up and cosine over `planned_steps`, kept up to date by StepCallback."""
-        if self.stage.max_minutes is None:
+        if self.settings.max_minutes is None:
             return super().create_scheduler(num_training_steps, optimizer)
         self.counts.planned_steps = num_training_steps
 
@@ -229,11 +219,11 @@ class BlockTrainer(Trainer):
         state = gathered_state(self.model.trainable(), self.args.should_save)
         if self.args.should_save:
             config, count = self.model.config, self.model.new_row_count
-            save_adapter(folder, state, self.method, self.base_directory, config, count)
+            save_adapter(folder, state, self.method, self.base, config, count)
         if self.args.should_save and _internal_call:
             # The first step of a warm-up has a learning rate of zero.
             moved = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
-            check_saved(folder, self.model, self.base_directory, moved, self.stage.adapter)
+            check_saved(folder, self.model, self.base, moved, self.start)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's, sealed when every rank has written, and old ones deleted only then."""
