@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from zhllama import artifact
 from zhllama.model.directory import ModelDirectory
-from zhllama.model.trainable import check_parts
 from zhllama.pack.blocks import TokensDirectory
 from zhllama.terminal import say
-from zhllama.train.run import open_start, run_directory, train
+from zhllama.train.run import begin_run, train
 from zhllama.train.settings import TrainingSettings
 
 
@@ -41,13 +40,11 @@ def pretrain(config: PretrainConfig) -> None:
         base.tokenizer.fingerprint,
         f"run zhllama pack --model {base} again",
     )
-    check_parts(base, config.parts(), config.freeze_new_rows)
     blocks = tokens.blocks(config.attend_across_documents)
     base.check_block_size(blocks.ids.shape[1])
-    start, inputs = open_start(config.adapter, {"model": base, "tokens": tokens})
-    with run_directory(config, "pretrain", inputs) as result:
-        outcome = train(config, base, start, blocks)
-        result.update(outcome)
+    with begin_run(config, "pretrain", base, {"tokens": tokens}, config.freeze_new_rows) as run:
+        outcome = train(run, blocks)
+        run.result.update(outcome)
     say(
         f"{config.output}: {outcome['steps']} steps, {outcome['tokens']:,} tokens, mean loss {outcome['mean_loss']:.3f}"
     )

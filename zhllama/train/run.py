@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.device import remove_shared_file
-from zhllama.model.adapter import RunDirectory, parameter_count, part_of
+from zhllama.model.adapter import Parts, RunDirectory, parameter_count, part_of
 from zhllama.model.directory import ModelDirectory
-from zhllama.model.trainable import TrainableModel, load_trainable
+from zhllama.model.trainable import TrainableModel, check_parts, load_trainable
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
 from zhllama.train.choice import check_choice, set_start
@@ -25,29 +26,54 @@ from zhllama.train.settings import TrainingSettings
 from zhllama.train.trainer import BlockTrainer, is_first_rank
 
 
-def open_start(
-    adapter: str | None, inputs: Mapping[str, artifact.Input]
-) -> tuple[RunDirectory | None, dict[str, artifact.Input]]:
-    """The earlier run that --adapter names, and the inputs with it."""
-    start = None if adapter is None else RunDirectory.open(adapter)
-    return start, {**inputs, **({} if start is None else {"adapter": start})}
+@dataclass(frozen=True)
+class Run:
+    """One run of a stage: what was asked, on which model, what trains of it, and what its record will say.
+
+    Attributes:
+        start: an earlier run, whose adapter goes on.
+    """
+
+    settings: TrainingSettings
+    base: ModelDirectory
+    parts: Parts
+    start: RunDirectory | None
+    result: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
-def run_directory(
-    config: TrainingSettings, command: str, inputs: dict[str, artifact.Input]
-) -> Iterator[dict[str, Any]]:
-    """The run directory as `artifact.create` makes it, on the first rank; yields the dict of its result.
+def begin_run(
+    settings: TrainingSettings,
+    command: str,
+    base: ModelDirectory,
+    inputs: Mapping[str, artifact.Input],
+    allow_frozen: bool,
+) -> Iterator[Run]:
+    """Check what is to train, and make the run directory as `artifact.create` does, on the first rank.
 
-    The others refuse what it refuses: left alone they would bury its one line under errors of their own.
+    The other ranks refuse what it refuses: left alone they would bury its one line under errors of their own.
+
+    Args:
+        inputs: what is read besides the model and an earlier run.
+        allow_frozen: new rows may stay as they are.
+
+    Raises:
+        UserError: parts that the model has not or that would train nothing, no finished run behind --adapter, an
+            output that is not this run's.
     """
+    parts = settings.parts()
+    check_parts(base, parts, allow_frozen)
+    start = None if settings.adapter is None else RunDirectory.open(settings.adapter)
+    inputs = {"model": base, **inputs, **({} if start is None else {"adapter": start})}
+    run = Run(settings, base, parts, start)
     with threads_at_rest():
         if not is_first_rank():
-            artifact.check_resumable(config.output, command, inputs)
-            yield {}
+            artifact.check_resumable(settings.output, command, inputs)
+            yield run
             return
-        with artifact.create(config.output, "run", command, config, inputs, resume=True) as run:
-            yield run.result
+        with artifact.create(settings.output, "run", command, settings, inputs, resume=True) as made:
+            yield run
+            made.result = run.result
 
 
 @contextmanager
@@ -63,27 +89,18 @@ def threads_at_rest() -> Iterator[None]:
             time.sleep(0.2)
 
 
-def train(
-    settings: TrainingSettings,
-    base: ModelDirectory,
-    start: RunDirectory | None,
-    blocks: Blocks,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+def train(run: Run, blocks: Blocks, progress: Progress | None = None) -> dict[str, Any]:
     """Load the model, train it on the blocks, save and re-open the adapter; returns steps, tokens and mean loss.
-
-    Args:
-        start: an earlier run, whose adapter goes on.
 
     Raises:
         UserError: what `check_choice` refuses, a rate or a budget that is not above 0, no such LoRA target, a save that
             does not reopen.
     """
+    settings, base, parts, start = run.settings, run.base, run.parts, run.start
     for name in ("embedding_learning_rate", "max_minutes"):
         value = getattr(settings, name)
         if value is not None and value <= 0:
             raise UserError(f"{name} {value}: it must be above 0")
-    parts = settings.parts()
     check_choice(parts, base, start, blocks.ids.shape[1], is_deepspeed_zero3_enabled())
     set_seed(settings.train.seed)
     if settings.train.deepspeed:

@@ -12,14 +12,13 @@ from zhllama.conversation.mixture import Mixture, build_mixture, print_mixture
 from zhllama.conversation.settings import InstructionSource, MixtureSettings
 from zhllama.model.adapter import Embeddings, LoraSettings
 from zhllama.model.directory import ModelDirectory
-from zhllama.model.trainable import check_parts
 from zhllama.pack.conversations import pack_conversations
 from zhllama.stop import remove
 from zhllama.terminal import say
 from zhllama.tokenizer.template import check_marks
 from zhllama.train.preview import write_preview
 from zhllama.train.progress import Progress, ProgressSettings
-from zhllama.train.run import open_start, run_directory, train
+from zhllama.train.run import begin_run, train
 from zhllama.train.settings import TrainingSettings, check_arguments
 
 
@@ -73,20 +72,18 @@ def sft(config: SftConfig) -> None:
         _preview(config, "sft", output, base, inputs)
         return
     base.check_block_size(config.block_size)
-    check_parts(base, config.parts(), allow_frozen=True)
     if config.body == "prefix" and (config.progress.prompts or config.progress.prompts_file):
         raise UserError(
             "progress.prompts: a prefix cannot answer while it trains; leave them out and use zhllama chat --adapter"
         )
-    start, inputs = open_start(config.adapter, inputs)
-    with run_directory(config, "sft", inputs) as result:
+    with begin_run(config, "sft", base, inputs, allow_frozen=True) as run:
         mixture = _mixture(config, base)
         progress = Progress(config.progress, mixture, base, config.block_size, config.train.seed)
         tokenizer = base.chat_tokenizer
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         blocks = pack_conversations(progress.training, config.block_size, padding)
-        outcome = train(config, base, start, blocks, progress)
-        result.update(outcome, mixture=mixture.table, blocks=len(blocks), **progress.result)
+        outcome = train(run, blocks, progress)
+        run.result.update(outcome, mixture=mixture.table, blocks=len(blocks), **progress.result)
     say(
         f"{config.output}: {outcome['steps']} steps on {len(progress.training):,} conversations in {len(blocks):,} blocks"
     )
@@ -100,20 +97,19 @@ def mix(config: MixConfig) -> None:
 def _preview(
     config: SftConfig, command: str, output: str, base: ModelDirectory, inputs: dict[str, Input]
 ) -> None:
-    with create(output, "report", command, config, inputs) as run:
+    with create(output, "report", command, config, {"model": base, **inputs}) as run:
         run.result = write_preview(run.path, _mixture(config, base), base.chat_tokenizer)
     say(f"{run.path}: {run.result['rows']:,} rows, {run.result['tokens']:,} tokens, report.html")
 
 
 def _open_inputs(config: SftConfig) -> tuple[ModelDirectory, dict[str, Input]]:
-    """The model, and every input by its name.
+    """The model, and every other input by its name.
 
     Raises:
         UserError: no such model or file, a source that contradicts itself, no chat template.
     """
     base = ModelDirectory.open(config.model)
-    inputs: dict[str, Input] = {"model": base}
-    inputs |= {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    inputs: dict[str, Input] = {f"data{i}": source.checked() for i, source in enumerate(config.data)}
     inputs |= {f"evaluation{i}": Path(file) for i, file in enumerate(config.mixture.evaluation)}
     if base.tokenizer.chat_template is None:
         raise UserError(f"--model {base}: no chat template inside; run merge-tokenizer --template NAME first")
