@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from zhllama import cli
-from zhllama.cli import COMMANDS, main
+from zhllama.cli import COMMANDS, HIDDEN, STAGES, main
 from zhllama.config import SHOWN, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,11 +79,18 @@ def config_of(command: str) -> Any:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
-def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_under_its_stage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     main(arguments)
-    lines = capsys.readouterr().out.splitlines()
-    for name, (_, what) in COMMANDS.items():
-        assert [line.split(maxsplit=1) for line in lines].count([name, what]) == 1, name
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    listed = [[name, what] for stage in STAGES.values() for name, (_, what) in stage.items()]
+    assert [line for line in lines if line and line[0] in COMMANDS] == listed
+    assert {name for name, _ in listed} == set(COMMANDS) - set(HIDDEN)
+    for stage, commands in STAGES.items():
+        after = lines.index(f"{stage}:".split(maxsplit=1)) + 1
+        assert [line[0] for line in lines[after : after + len(commands)]] == list(commands)
+        assert lines[after + len(commands)] == []
 
 
 def test_help_imports_nothing_heavy() -> None:
