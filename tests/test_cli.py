@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docstring_parser import parse_from_object
 
 from zhllama import cli
 from zhllama.cli import COMMANDS, HIDDEN, STAGES, main
@@ -119,6 +120,25 @@ def test_a_commands_help_names_every_setting(command: str, capsys: pytest.Captur
     words = set(shown.replace(",", " ").split())
     assert flags <= words
     assert " ".join(config_class.__doc__.split()) in " ".join(shown.split())
+
+
+def help_lines(config_class: Any) -> Iterator[str]:
+    """The lines of help of a command's own settings, those of nested ones too, and the titles of their groups."""
+    for setting in parse_from_object(config_class).params:
+        yield f"--{setting.arg_name}: {' '.join(str(setting.description).split())}"
+    for name, hint in typing.get_type_hints(config_class).items():
+        if name != "train" and dataclasses.is_dataclass(hint):  # those of TrainingArguments are transformers'
+            yield f"{name}: {' '.join(str(hint.__doc__).split())}"
+            yield from help_lines(hint)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_line_of_help_can_be_read_without_its_setting(command: str) -> None:
+    """`--seed: Of the sampling.` cannot."""
+    lines = list(help_lines(config_of(command)))
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"\S+: (?!Of |From |By )\S+ \S.*\.", line), line
 
 
 @pytest.mark.parametrize(

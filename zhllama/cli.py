@@ -14,6 +14,9 @@ PATIENCE = 10  # seconds that other ranks leave the first one to report a mistak
 # stage -> name -> (module:function, what it does), in the order in which they are used. Help prints this table, so it
 # must not import what the commands import.
 STAGES = {
+    "start here": {
+        "demo": ("zhllama.demo.run:demo", "the whole pipeline on weights and text out of Python packages"),
+    },
     "prepare text": {
         "clean": ("zhllama.corpus.clean:clean", "raw text -> corpus: filtered, without duplicates"),
     },
@@ -41,9 +44,6 @@ STAGES = {
     "use": {
         "chat": ("zhllama.talk.chat:chat", "talk to a model, or answer a file of prompts"),
         "export": ("zhllama.model.export:export", "model -> Hugging Face directory in a chosen dtype"),
-    },
-    "see it all at once": {
-        "demo": ("zhllama.demo.run:demo", "the whole pipeline on weights and text out of Python packages"),
     },
 }
 # Former names: they run and have their own --help, but the list of commands leaves them out.
