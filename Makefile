@@ -6,7 +6,7 @@ export DS_ACCELERATOR ?= cpu
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 
 setup: .venv/ready
 
@@ -31,6 +31,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Only Python's own library: no set-up.
+docs:
+	$(PYTHON) .ci/module_map.py
 
 clean:
 	rm -rf .venv build

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docstring_parser import parse_from_object
 
 from zhllama import cli
-from zhllama.cli import COMMANDS, main
+from zhllama.cli import COMMANDS, HIDDEN, STAGES, main
 from zhllama.config import SHOWN, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,11 +80,18 @@ def config_of(command: str) -> Any:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
-def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_under_its_stage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     main(arguments)
-    lines = capsys.readouterr().out.splitlines()
-    for name, (_, what) in COMMANDS.items():
-        assert [line.split(maxsplit=1) for line in lines].count([name, what]) == 1, name
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    listed = [[name, what] for stage in STAGES.values() for name, (_, what) in stage.items()]
+    assert [line for line in lines if line and line[0] in COMMANDS] == listed
+    assert {name for name, _ in listed} == set(COMMANDS) - set(HIDDEN)
+    for stage, commands in STAGES.items():
+        after = lines.index(f"{stage}:".split(maxsplit=1)) + 1
+        assert [line[0] for line in lines[after : after + len(commands)]] == list(commands)
+        assert lines[after + len(commands)] == []
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -112,6 +120,25 @@ def test_a_commands_help_names_every_setting(command: str, capsys: pytest.Captur
     words = set(shown.replace(",", " ").split())
     assert flags <= words
     assert " ".join(config_class.__doc__.split()) in " ".join(shown.split())
+
+
+def help_lines(config_class: Any) -> Iterator[str]:
+    """The lines of help of a command's own settings, those of nested ones too, and the titles of their groups."""
+    for setting in parse_from_object(config_class).params:
+        yield f"--{setting.arg_name}: {' '.join(str(setting.description).split())}"
+    for name, hint in typing.get_type_hints(config_class).items():
+        if name != "train" and dataclasses.is_dataclass(hint):  # those of TrainingArguments are transformers'
+            yield f"{name}: {' '.join(str(hint.__doc__).split())}"
+            yield from help_lines(hint)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_line_of_help_can_be_read_without_its_setting(command: str) -> None:
+    """`--seed: Of the sampling.` cannot."""
+    lines = list(help_lines(config_of(command)))
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"\S+: (?!Of |From |By )\S+ \S.*\.", line), line
 
 
 @pytest.mark.parametrize(

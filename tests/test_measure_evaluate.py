@@ -176,7 +176,10 @@ def test_the_report_and_the_record(
         (["--model", "{model}", "--text", "x={text}", "--block-size", "513"], "has 512 positions"),
         (["--model", "{run}", "--text", "x={text}"], "this is a run directory (made by pretrain)"),
         (["--adapter", "{model}", "--text", "x={text}"], "this is a model directory (made by resize"),
-        (["--adapter", "{foreign}", "--text", "x={text}"], "no finished adapter inside; give the --output of"),
+        (
+            ["--adapter", "{foreign}", "--text", "x={text}"],
+            "no finished adapter inside; give the --output of",
+        ),
         (["--adapter", "{run}", "--model", "{base}", "--text", "x={text}"], "give the model it was trained"),
         (["--model", "{model}", "--text", "x={empty}"], "empty.txt"),
     ],

@@ -11,39 +11,46 @@ from importlib import import_module
 
 PATIENCE = 10  # seconds that other ranks leave the first one to report a mistake
 
-# name -> (module:function, what it does). Help must not import what the commands import.
-COMMANDS = {
-    "clean": ("zhllama.corpus.clean:clean", "raw text -> corpus: normalised, filtered, without duplicates"),
-    "train-tokenizer": ("zhllama.tokenizer.train:train_tokenizer", "corpus -> Chinese SentencePiece model"),
-    "merge-tokenizer": ("zhllama.tokenizer.merge:merge_tokenizer", "base + Chinese pieces -> tokenizer"),
-    "tokenizer-report": ("zhllama.tokenizer.report:tokenizer_report", "compare tokenizers on your own text"),
-    "probe-init": (
-        "zhllama.model.probe:probe_init",
-        "base model + tokenizer + corpus -> where new rows start",
-    ),
-    "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
-    "pack": ("zhllama.pack.documents:pack", "corpus + model -> blocks of tokens"),
-    "plan": (
-        "zhllama.plan.plan:plan",
-        "recipe x model size x GPU x ZeRO -> memory, hours and money, nothing loaded",
-    ),
-    "pretrain": ("zhllama.train.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
-    "mix": ("zhllama.train.sft:mix", "preview the mixture of an sft recipe, nothing trained"),
-    "sft": ("zhllama.train.sft:sft", "instruction tuning (python sft/run.py)"),
-    "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
-    "evaluate": ("zhllama.measure.evaluate:evaluate", "bits per byte on your own text"),
-    "scale-data": (
-        "zhllama.measure.scaling:scale_data",
-        "sft on more and more rows -> score by task category",
-    ),
-    "score-pclue": ("zhllama.measure.pclue:score_pclue", "answers to pCLUE -> its own scores"),
-    "chat": ("zhllama.talk.chat:chat", "talk to a model, or answer a file of prompts"),
-    "export": (
-        "zhllama.model.export:export",
-        "model -> Hugging Face directory to hand out, in a chosen dtype",
-    ),
-    "demo": ("zhllama.demo.run:demo", "all of the above on embedded weights and text"),
+# stage -> name -> (module:function, what it does), in the order in which they are used. Help prints this table, so it
+# must not import what the commands import.
+STAGES = {
+    "start here": {
+        "demo": ("zhllama.demo.run:demo", "the whole pipeline on weights and text out of Python packages"),
+    },
+    "prepare text": {
+        "clean": ("zhllama.corpus.clean:clean", "raw text -> corpus: filtered, without duplicates"),
+    },
+    "extend the vocabulary": {
+        "train-tokenizer": ("zhllama.tokenizer.train:train_tokenizer", "corpus -> Chinese pieces"),
+        "merge-tokenizer": ("zhllama.tokenizer.merge:merge_tokenizer", "base + Chinese pieces -> tokenizer"),
+        "tokenizer-report": ("zhllama.tokenizer.report:tokenizer_report", "compare tokenizers on your text"),
+    },
+    "grow the model": {
+        "probe-init": ("zhllama.model.probe:probe_init", "try where the new embedding rows should start"),
+        "resize-embeddings": ("zhllama.model.resize:resize_embeddings", "base model + tokenizer -> model"),
+    },
+    "train": {
+        "plan": ("zhllama.plan.plan:plan", "memory, hours and money of a recipe, before anything loads"),
+        "pack": ("zhllama.pack.documents:pack", "corpus + model -> blocks of tokens"),
+        "pretrain": ("zhllama.train.pretrain:pretrain", "continue pretraining (deepspeed pretrain/run.py)"),
+        "sft": ("zhllama.train.sft:sft", "instruction tuning (python sft/run.py)"),
+        "merge-adapter": ("zhllama.model.merge:merge_adapter", "run -> plain model directory"),
+    },
+    "measure": {
+        "evaluate": ("zhllama.measure.evaluate:evaluate", "bits per byte on your own text"),
+        "scale-data": ("zhllama.measure.scaling:scale_data", "sft on ever more rows -> score by category"),
+        "score-pclue": ("zhllama.measure.pclue:score_pclue", "answers to pCLUE -> its own scores"),
+    },
+    "use": {
+        "chat": ("zhllama.talk.chat:chat", "talk to a model, or answer a file of prompts"),
+        "export": ("zhllama.model.export:export", "model -> Hugging Face directory in a chosen dtype"),
+    },
 }
+# Former names: they run and have their own --help, but the list of commands leaves them out.
+HIDDEN = {
+    "mix": ("zhllama.train.sft:mix", "preview the mixture of an sft recipe, nothing trained"),
+}
+COMMANDS = {name: entry for stage in STAGES.values() for name, entry in stage.items()} | HIDDEN
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -116,8 +123,10 @@ def _refuse(where: str, message: str) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    width = max(len(name) for stage in STAGES.values() for name in stage)
+    lines = []
+    for stage, commands in STAGES.items():
+        lines += [f"{stage}:", *(f"  {name:<{width}}  {what}" for name, (_, what) in commands.items()), ""]
     return "\n".join(
         [
             "usage: zhllama COMMAND [--config RECIPE.yaml ...] [--SETTING VALUE ...]",
@@ -125,7 +134,6 @@ def _help() -> str:
             "Chinese vocabulary extension, continued pretraining and instruction tuning for LLaMA-family models.",
             "",
             *lines,
-            "",
             "zhllama COMMAND --help lists a command's settings.",
         ]
     )

@@ -25,7 +25,7 @@ class EvaluateConfig:
     output: str
     """New report directory."""
     text: list[str] = field(default_factory=list)
-    """name=FILE, repeatable; .txt, .jsonl or .parquet."""
+    """Text to measure as name=FILE, repeatable; .txt, .jsonl or .parquet."""
     model: str | None = None
     """Model directory."""
     adapter: str | None = None

@@ -68,7 +68,7 @@ class ScaleDataConfig:
     block_size: int = 1024
     """Longest question and reference answer in tokens; longer ones are left out and counted."""
     seed: int = 0
-    """Of the shuffling and of the choice of questions."""
+    """Decides the order of the rows and which questions are asked."""
 
     def __post_init__(self) -> None:
         """Refuse a series that shows nothing."""

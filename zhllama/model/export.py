@@ -24,7 +24,7 @@ class ExportConfig:
     output: str
     """New directory."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the weights; serving in 16 bits is the field's habit."""
+    """Precision of the weights; serving in 16 bits is the field's habit."""
 
 
 def export(config: ExportConfig) -> None:

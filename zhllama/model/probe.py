@@ -40,15 +40,16 @@ class ProbeConfig:
     init_input: list[Initialisation] = field(default_factory=lambda: list(ALL))
     """Initialisations of input rows to try (repeatable; all unless some are given)."""
     init_output: list[Initialisation] = field(default_factory=lambda: list(ALL))
-    """Of output rows, for untied models: the default serves while inputs are tried, then the best input stays."""
+    """Initialisations of output rows to try, for untied models: the default serves while inputs are tried, then the best
+    input stays."""
     noise: float = InitSettings.noise
-    """init.noise of resize-embeddings."""
+    """Noise on the rows, as init.noise of resize-embeddings."""
     steps: int = 50
     """Optimiser steps from each initialisation."""
     measure_every: int = 10
     """Steps between two measurements of the held-out text."""
     learning_rate: float = 2e-4
-    """Of AdamW on the new rows: a linear warm-up, then a linear fall to 0."""
+    """Learning rate of AdamW on the new rows: a linear warm-up, then a linear fall to 0."""
     block_size: int = 256
     """Longest context in tokens."""
     batch_size: int = 8
@@ -56,7 +57,7 @@ class ProbeConfig:
     held_out_bytes: int = 20_000
     """Text to judge on; a fifth of the corpus where that is short."""
     seed: int = 0
-    """Of the noise, of random rows and of the order of batches, which is the same for all."""
+    """Decides the noise, the random rows and the order of batches, which is the same for all."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot work, and lists that are empty or name something twice."""

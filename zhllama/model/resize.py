@@ -53,11 +53,11 @@ class ResizeConfig:
     """New model directory."""
     init: InitSettings = field(default_factory=InitSettings)
     seed: int = 0
-    """Of the noise and of random rows."""
+    """Decides the noise and the random rows."""
     measure: bool = True
     """Bits per byte before and after: holds the whole model, twice in turn; without it one shard and the embedding."""
     text: list[str] = field(default_factory=list)
-    """name=FILE to measure, repeatable; without any, a short passage each of Chinese and English."""
+    """Text to measure as name=FILE, repeatable; without any, a short passage each of Chinese and English."""
     max_bytes: int = 20_000
     """Measure whole documents from the front of each text until this many bytes; 0 measures all."""
 

@@ -47,7 +47,7 @@ class ChatConfig:
     repetition_penalty: float = 1.1
     """Above 1, tokens already used become less likely."""
     seed: int = 0
-    """Of the sampling."""
+    """Decides what is sampled."""
     batch_size: int = 16
     """Prompts of a file answered side by side."""
 

@@ -40,7 +40,7 @@ class TokenizerReportConfig:
     tokenizer: list[str]
     """Tokenizer or model directory, .model or tokenizer.json (repeatable); the first is the one to beat."""
     text: list[str]
-    """name=FILE of a .txt, .jsonl or .parquet file (repeatable)."""
+    """Text to measure as name=FILE of a .txt, .jsonl or .parquet file (repeatable)."""
     output: str
     """Directory for report.json and report.html."""
     hidden: int | None = None
