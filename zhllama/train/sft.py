@@ -54,7 +54,7 @@ class MixConfig(SftConfig):
     output: str
     """Report directory: report.html, examples.jsonl and the table in run.json."""
     dry_run: bool = True
-    """Always."""
+    """Whether nothing is trained; this command never trains."""
 
 
 def sft(config: SftConfig) -> None:
