@@ -36,8 +36,9 @@ def sign(python: str | None = None) -> None:
     from table import machine, write_table
     from turns import Run
 
+    from zhllama.corpus.compare import letters
     from zhllama.corpus.near_duplicates import GRAM, PERMUTED_BY
-    from zhllama.corpus.ngrams import letters, signatures
+    from zhllama.corpus.ngrams import signatures
     from zhllama.demo.material import news
 
     articles = news()[::4]

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from zhllama.conversation.duplicates import jaccard, near_copies, plain, repeats
+from zhllama.conversation.duplicates import jaccard, near_copies, repeats
 from zhllama.corpus.ngrams import windows
 
 
@@ -22,10 +22,6 @@ def changed(text: str, count: int, seed: int) -> str:
 def articles(chinese_text: str) -> list[str]:
     text = chinese_text.replace("\n", "")
     return [text[at : at + 200] for at in range(0, 40_000, 200)]
-
-
-def test_white_space_case_and_width_do_not_count() -> None:
-    assert plain(" Ａ b\n１，\u3000中") == "ab1,中"
 
 
 def test_the_first_of_equal_texts_stays() -> None:

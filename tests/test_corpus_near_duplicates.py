@@ -7,8 +7,9 @@ import pytest
 from datatrove.pipeline.dedup.minhash import read_sigs
 
 from zhllama.corpus.clean import CleanConfig, clean
+from zhllama.corpus.compare import letters
 from zhllama.corpus.near_duplicates import GRAM, NEAR, PERMUTED_BY, _components
-from zhllama.corpus.ngrams import AT_ONCE, letters, ngram_hashes, signatures
+from zhllama.corpus.ngrams import AT_ONCE, ngram_hashes, signatures
 from zhllama.corpus.read import read_documents
 
 
@@ -45,10 +46,6 @@ def test_hashes_of_grams_depend_on_their_characters_alone() -> None:
     assert first[1] == second[1]
     assert first[0] != second[0]
     assert len(ngram_hashes("甲乙丙丁", GRAM)) == len(ngram_hashes("", GRAM)) == 0
-
-
-def test_texts_are_compared_by_letters_and_digits() -> None:
-    assert letters("《ABc》，第１号：\n　好_") == "abc第１号好"
 
 
 def test_signatures_estimate_the_share_of_common_grams_without_bias(articles: list[str]) -> None:

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 
 from zhllama.config import UserError
-from zhllama.corpus.words import Words, plain, read_words
+from zhllama.corpus.compare import folded
+from zhllama.corpus.words import Words, read_words
 
 
 def found(words: list[str], text: str) -> list[str]:
-    return list(Words(map(plain, words)).find(plain(text)))
+    return list(Words(map(folded, words)).find(folded(text)))
 
 
 def test_the_longest_word_is_found_at_each_place() -> None:

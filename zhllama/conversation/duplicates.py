@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,11 +14,6 @@ GRAM = 5
 BANDS, ROWS = 16, 4  # at a similarity of 0.8 one pair in 5,000 is missed
 SLACK = 0.2  # by which an estimate of 64 hashes may fall short of the similarity that is then counted
 PAIRS_AT_ONCE = 1 << 16
-
-
-def plain(text: str) -> str:
-    """What counts when texts are compared: no white space, no case, one width of letters and digits."""
-    return "".join(unicodedata.normalize("NFKC", text).lower().split())
 
 
 def repeats(texts: Sequence[str]) -> NDArray[Any]:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zhllama.config import UserError
-from zhllama.conversation.duplicates import near_copies, plain
+from zhllama.conversation.duplicates import near_copies
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect
 from zhllama.conversation.read import read_rows
+from zhllama.corpus.compare import compact
 from zhllama.corpus.ngrams import windows
 
 WIDTH = 10  # characters of a question from which on it is looked for inside of longer texts
@@ -21,7 +22,7 @@ TABLE = 20  # bits of a hash that a first look takes
 
 
 def read_questions(file: Path) -> list[str]:
-    """The texts of an evaluation file that a mixture must not hold, as `plain` has them.
+    """The texts of an evaluation file that a mixture must not hold, as `compact` has them.
 
     Of instruction files these are the requests, of translation pairs both sides; else `question`, `prompt`,
     `instruction` with `input`, `input` or `text` of a row; of a .txt each line.
@@ -36,7 +37,7 @@ def read_questions(file: Path) -> list[str]:
     if any(isinstance(row, dict) for row in rows):
         name = _format(rows, file)
     texts = [text for row in rows for text in _questions(row, name)]
-    questions = list(dict.fromkeys(filter(None, map(plain, texts))))
+    questions = list(dict.fromkeys(filter(None, map(compact, texts))))
     if not questions:
         raise UserError(
             f"mixture.evaluation {file}: no question in it; known are instruction files, rows with one of "
@@ -53,14 +54,14 @@ def occurs(
     Near is as `near_copies` has it, 1 leaves only the same.
     """
     asked = [
-        (place, plain(message["content"]))
+        (place, compact(message["content"]))
         for place, messages in enumerate(conversations)
         for message in messages
         if message["role"] == "user"
     ]
     known = set(questions)
     found = _contains(
-        questions, [plain("".join(m["content"] for m in messages)) for messages in conversations]
+        questions, [compact("".join(m["content"] for m in messages)) for messages in conversations]
     )
     for place, text in asked:
         found[place] |= text in known

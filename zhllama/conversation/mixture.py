@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zhllama.config import UserError
-from zhllama.conversation.duplicates import near_copies, plain, repeats
+from zhllama.conversation.duplicates import near_copies, repeats
 from zhllama.conversation.encode import EncodedConversation, Encoder, Shortened
 from zhllama.conversation.evaluation import occurs, read_questions
 from zhllama.conversation.read import Dropped, FileRows, in_words, read_conversations
 from zhllama.conversation.sampling import draw_rows, rows_per_source
 from zhllama.conversation.settings import InstructionSource, MixtureSettings
+from zhllama.corpus.compare import compact
 from zhllama.terminal import print_table, say, track
 
 
@@ -126,7 +127,7 @@ def remove_evaluation(files: Sequence[FileRows], settings: MixtureSettings) -> N
 def remove_duplicates(files: Sequence[FileRows], similarity: float) -> None:
     """Leave out, and count, rows that say the same or nearly the same as an earlier one of any file."""
     texts = [
-        plain("\n".join(message["content"] for message in row.messages))
+        compact("\n".join(message["content"] for message in row.messages))
         for file in files
         for row in file.rows
     ]

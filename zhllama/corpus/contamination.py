@@ -13,8 +13,9 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from zhllama.config import UserError
+from zhllama.corpus.compare import letters
 from zhllama.corpus.decode import read_lines
-from zhllama.corpus.ngrams import letters, ngram_hashes
+from zhllama.corpus.ngrams import ngram_hashes
 from zhllama.corpus.tally import DocumentTally
 
 OVERLAP = 13

@@ -17,7 +17,8 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.hashing import HashConfig
 from numpy.typing import NDArray
 
-from zhllama.corpus.ngrams import letters, permutations, signatures
+from zhllama.corpus.compare import letters
+from zhllama.corpus.ngrams import permutations, signatures
 from zhllama.corpus.tally import DocumentTally
 
 GRAM = 5

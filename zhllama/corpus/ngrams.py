@@ -1,14 +1,12 @@
-"""What texts are compared by: their letters, hashes of all sequences of so many of them, and MinHash (Broder 1997)."""
+"""Sequences of so many characters of a text: hashes of them all, how many differ, and MinHash (Broder 1997)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-NOT_LETTER = re.compile(r"[\W_]+")
 FNV = np.uint64(0x100000001B3)
 MIX = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))  # MurmurHash3's finaliser
 BASE = 0x9E3779B97F4A7C15
@@ -18,11 +16,6 @@ Permutations = tuple[NDArray[np.uint32], NDArray[np.uint32]]
 NARROW = np.arange(0x110000, dtype="<u4")
 NARROW[0xFF01:0xFF5F] -= np.uint32(0xFEE0)
 NARROW[0x3000] = 0x20
-
-
-def letters(text: str) -> str:
-    """What two texts are compared by: letters and digits, lower case."""
-    return NOT_LETTER.sub("", text).lower()
 
 
 def code_points(text: str) -> NDArray[np.uint32]:

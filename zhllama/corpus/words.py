@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zhllama.config import UserError
+from zhllama.corpus.compare import folded
 
 Branches = dict[str, "Branches"]
 END = ""  # a word may end here
@@ -26,15 +26,10 @@ def read_words(path: Path) -> Words:
         raise UserError(
             f"--words {path}: not UTF-8 at byte {problem.start}; convert it with iconv"
         ) from problem
-    words = [plain(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    words = [folded(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
     if not words:
         raise UserError(f"--words {path}: no word inside; write one a line")
     return Words(words)
-
-
-def plain(text: str) -> str:
-    """A text as words are compared in it: NFKC, lower case."""
-    return unicodedata.normalize("NFKC", text).lower()
 
 
 class Words:
@@ -49,7 +44,7 @@ class Words:
             branch[END] = {}
 
     def find(self, text: str) -> Iterator[str]:
-        """The longest word at each place of a plain text; a-z0-9 at its ends stands at a word's edge."""
+        """The longest word at each place of a `folded` text; a-z0-9 at its ends stands at a word's edge."""
         place = 0
         while place < len(text):
             end = self._end(text, place) if text[place] in self.tree else 0
