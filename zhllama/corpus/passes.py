@@ -51,7 +51,7 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
     from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    from zhllama.corpus import contamination, duplicates, measure
+    from zhllama.corpus import contamination, duplicates, measure, minhash
     from zhllama.corpus import near_duplicates as near
     from zhllama.corpus import pipeline as stages
 
@@ -74,7 +74,7 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
     ]
     if plan.decontaminate:
         contamination.write_index(plan.decontaminate, work)
-        first.insert(3, contamination.Decontaminate(folder))
+        first.insert(3, stages.Decontaminate(folder))
     if plan.deduplicate:
         first.append(duplicates.SignSame(folder))
     if plan.near:
@@ -88,7 +88,7 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
         find = MinhashDedupBuckets(
             str(work / "near-signatures"), pairs, config=near.NEAR, lines_to_buffer=LINES
         )
-        run("near-pairs", [find], near.NEAR.num_buckets)
+        run("near-pairs", [find], minhash.DOCUMENTS.bands)
         run("near", [near.ChooseBest(folder)], 1)
     kept = sum(map(_size, (work / "kept").glob("*")))
     if plan.repeats:
