@@ -27,9 +27,9 @@ class WorkerPool:
 
     Args:
         count: how many processes.
-        begin: what each does first, with `given`; there the work that is submitted finds what it needs.
-        preload: modules that a clean process imports once, for workers to start from: threads of this one, which a
-            fork could catch with a lock held, do no harm, but `given` is pickled. None: fork, with `given` in memory.
+        initializer: what each does first, with `initargs`; the work that is submitted finds there what it needs.
+        preload: modules that a clean process imports once, for workers to fork from. Threads of this process, which
+            a fork could catch with a lock held, then do no harm. None: fork from here, with `initargs` in memory.
         kill: for work of minutes whose results are small. A worker killed while it writes more than a pipe holds
             would leave the pool waiting for the rest of it.
         name: of a worker, in the message that one was killed.
@@ -42,8 +42,8 @@ class WorkerPool:
     def __init__(
         self,
         count: int,
-        begin: Callable[..., None],
-        given: tuple[Any, ...],
+        initializer: Callable[..., None],
+        initargs: tuple[Any, ...],
         *,
         preload: Sequence[str] | None = None,
         kill: bool = False,
@@ -56,7 +56,7 @@ class WorkerPool:
         context = multiprocessing.get_context("fork" if preload is None else "forkserver")
         self.others = multiprocessing.active_children()
         self.workers: list[BaseProcess] = []
-        self.pool = ProcessPoolExecutor(count, context, _begin, (begin, given))
+        self.pool = ProcessPoolExecutor(count, context, _initialize, (initializer, initargs))
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Have a worker call a function; workers are born here, with Ctrl-C blocked, so none prints a traceback."""
@@ -105,9 +105,9 @@ def _start_forkserver(preload: Sequence[str]) -> None:
         forkserver.ensure_running()
 
 
-def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
+def _initialize(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    begin(*given)
+    initializer(*initargs)
 
 
 def _end_with_parent() -> None:

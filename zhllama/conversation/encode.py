@@ -94,7 +94,7 @@ class Encoder:
     ) -> Generator[Outcome, None, None]:
         pool = WorkerPool(
             processes,
-            _begin_worker,
+            _initialize_worker,
             (self, conversations),
             name="data: a process that tokenised conversations",
             remedy="run the same command with more memory, or fewer samples",
@@ -266,7 +266,7 @@ def encode(messages: list[Message], tokenizer: Any, learn: Learn = "every") -> t
 _work: tuple[Encoder, Sequence[list[Message]]]  # what a worker process began with
 
 
-def _begin_worker(encoder: Encoder, conversations: Sequence[list[Message]]) -> None:
+def _initialize_worker(encoder: Encoder, conversations: Sequence[list[Message]]) -> None:
     global _work
     _work = encoder, conversations
 

@@ -156,7 +156,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
         config.broken,
         Forms(config.chinese, config.width),
         Limits(**{field.name: getattr(config, field.name) for field in fields(Limits)}),
-        _screen(config),
+        _detectors(config),
         config.privacy,
         config.deduplicate,
         config.near_duplicates and config.deduplicate,
@@ -170,7 +170,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
     )
 
 
-def _screen(config: CleanConfig) -> Detectors:
+def _detectors(config: CleanConfig) -> Detectors:
     return Detectors(
         frozenset() if config.languages == "any" else frozenset(config.languages.split()),
         config.min_language,

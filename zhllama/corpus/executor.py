@@ -41,7 +41,7 @@ class Executor(LocalPipelineExecutor):  # type: ignore[misc]
             return
         pool = WorkerPool(
             min(self.workers, len(ranks)),
-            _begin_worker,
+            _initialize_worker,
             (self,),
             preload=PRELOAD,
             kill=True,
@@ -62,7 +62,7 @@ class Executor(LocalPipelineExecutor):  # type: ignore[misc]
 _executor: Executor  # what a worker process runs tasks of
 
 
-def _begin_worker(executor: Executor) -> None:
+def _initialize_worker(executor: Executor) -> None:
     global _executor
     _executor = executor
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the process)
