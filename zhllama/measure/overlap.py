@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zhllama.corpus.compare import without_space
+
 
 def longest_common(left: str, right: str) -> int:
     """The length of the longest common subsequence; a row of the table is one integer's bits (Hyyrö 2004)."""
@@ -27,4 +29,4 @@ def rouge_l(reference: str, answer: str) -> float:
 
     The `rouge` package, told to take characters as words, differs: it counts each different character once.
     """
-    return common_share("".join(reference.split()), "".join(answer.split()))
+    return common_share(without_space(reference), without_space(answer))
