@@ -10,11 +10,13 @@ import pytest
 from zhllama.config import UserError
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect, read_row
 from zhllama.conversation.read import read_rows
+from zhllama.conversation.turns import JOINED, UNANSWERED, UNASKED, even_turns
 
 ALPACA = {"instruction": "翻译", "input": "hello", "output": "你好"}
 OPENAI = {"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好！"}]}
 PCLUE = {"input": "对不对？\n答案：", "target": "对", "type": "nli", "answer_choices": ["对", "错"]}
 PAIR = {"english": "Good morning.", "chinese": "早上好。"}
+NAN = float("nan")
 SYSTEM: Message = {"role": "system", "content": "简短"}
 
 
@@ -24,12 +26,13 @@ def ask(*turns: str) -> list[Message]:
 
 def said(row: Any, name: str | None = None) -> tuple[str, list[Message], str]:
     name = name or detect([row], "file")
-    return name, *read_row(row, name)
+    messages, task = read_row(row, name)
+    return name, even_turns(messages, "drop")[0], task
 
 
 def reason(row: Any, name: str) -> str:
     with pytest.raises(RowError) as dropped:
-        read_row(row, name)
+        even_turns(read_row(row, name)[0], "drop")
     return str(dropped.value)
 
 
@@ -129,11 +132,16 @@ def test_rows_that_are_no_objects_have_no_format() -> None:
     [
         ("text", "alpaca", "not a JSON object"),
         ([1, 2], "alpaca", "not a JSON object"),
-        ({"instruction": "问"}, "alpaca", "missing or mistyped field"),
-        ({"instruction": "问", "output": None}, "alpaca", "missing or mistyped field"),
-        ({"instruction": 3, "output": "答"}, "alpaca", "missing or mistyped field"),
-        ({"instruction": "问", "output": "答", "history": ["abc"]}, "alpaca", "missing or mistyped field"),
-        (OPENAI, "alpaca", "missing or mistyped field"),
+        ({"instruction": "问"}, "alpaca", "no output"),
+        ({"instruction": "问", "output": None}, "alpaca", "no output"),
+        ({"instruction": "问", "output": NAN}, "alpaca", "no output"),
+        ({"instruction": "问", "output": ["甲", "乙"]}, "alpaca", "output is no text"),
+        ({"instruction": "问", "input": ["甲", "乙"], "output": "答"}, "alpaca", "input is no text"),
+        ({"instruction": "问", "input": 3, "output": "答"}, "alpaca", "input is no text"),
+        ({"instruction": "问", "output": "答", "system": {"a": 1}}, "alpaca", "system is no text"),
+        ({"instruction": 3, "output": "答"}, "alpaca", "instruction is no text"),
+        ({"instruction": "问", "output": "答", "history": ["abc"]}, "alpaca", "history is no list of pairs"),
+        (OPENAI, "alpaca", "no instruction"),
         ({"instruction": "问", "output": " \n"}, "alpaca", "empty reply"),
         ({"instruction": " ", "output": "答"}, "alpaca", "empty request"),
         ({"instruction": "问", "output": "\ud83d"}, "alpaca", "half a character"),
@@ -145,11 +153,11 @@ def test_rows_that_are_no_objects_have_no_format() -> None:
         (ALPACA, "belle-text", "no Human: at its beginning"),
         ({"instruction": "说 Human:一", "output": "二"}, "belle-text", "no Human: at its beginning"),
         ({"instruction": "Human:一\nAssistant:二", "output": "三"}, "belle-text", "turns do not alternate"),
-        ({"input": "问", "type": "nli"}, "pclue", "missing or mistyped field"),
+        ({"input": "问", "type": "nli"}, "pclue", "no target"),
         ({**PCLUE, "target": ""}, "pclue", "empty reply"),
         ({"english": "你好", "chinese": "你好"}, "translation", "no English in the English"),
         ({"english": "hi", "chinese": "hi"}, "translation", "no Chinese in the Chinese"),
-        ({"english": "hi", "chinese": None}, "translation", "missing or mistyped field"),
+        ({"english": "hi", "chinese": None}, "translation", "no chinese"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "unknown role"),
         (
             {"messages": [*ask("a"), {"role": "assistant", "content": "b", "weight": 0}]},
@@ -159,7 +167,7 @@ def test_rows_that_are_no_objects_have_no_format() -> None:
         (
             {"messages": [*ask("a"), {"role": "assistant", "content": [1]}]},
             "messages",
-            "missing or mistyped field",
+            "content is no text",
         ),
     ],
 )
@@ -167,9 +175,67 @@ def test_a_bad_row_says_why(bad: Any, name: str, why: str) -> None:
     assert reason(bad, name) == why
 
 
-@pytest.mark.parametrize("messages", [None, 3, "text", {"role": "user"}, [["user", "x"]], [{"content": "x"}]])
-def test_messages_of_another_shape_are_refused(messages: Any) -> None:
-    assert reason({"messages": messages}, "messages") == "missing or mistyped field"
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        (None, "no messages"),
+        (NAN, "no messages"),
+        *(
+            (other, "messages is no list of messages")
+            for other in (3, "text", {"role": "user"}, [["user", "x"]])
+        ),
+        ([{"content": "x"}], "no role"),
+        ([{"role": "user"}], "no content"),
+    ],
+)
+def test_messages_of_another_shape_are_refused(messages: Any, why: str) -> None:
+    assert reason({"messages": messages}, "messages") == why
+
+
+@pytest.mark.parametrize("nothing", [None, NAN, ""])
+def test_what_says_nothing_leaves_no_trace(nothing: Any) -> None:
+    row = {
+        "instruction": "问",
+        "input": nothing,
+        "output": "答",
+        "system": nothing,
+        "history": nothing or None,
+    }
+    assert said(row, "alpaca")[1] == ask("问", "答")
+    assert said({**row, "instruction": nothing, "input": "问"}, "alpaca")[1] == ask("问", "答")
+    system = {"role": "system", "content": nothing or None}
+    weighed = [{**message, "weight": nothing or None} for message in OPENAI["messages"]]
+    assert said({"messages": [system, *weighed]}, "messages")[1] == OPENAI["messages"]
+
+
+def test_conversations_name_their_turns_either_way() -> None:
+    turns = [{"role": "user", "content": "一"}, {"from": "gpt", "value": "二"}]
+    assert said({"conversations": turns})[1] == ask("一", "二")
+
+
+@pytest.mark.parametrize(
+    ("roles", "kept", "done"),
+    [
+        ("uua", ["字\n字", "字"], [JOINED]),
+        ("uaa", ["字", "字\n字"], [JOINED]),
+        ("aua", ["字", "字"], [UNASKED]),
+        ("uau", ["字", "字"], [UNANSWERED]),
+        ("auuau", ["字\n字", "字"], [UNASKED, JOINED, UNANSWERED]),
+        ("suua", ["字", "字\n字", "字"], [JOINED]),
+    ],
+)
+def test_uneven_turns_are_mended_and_told(roles: str, kept: list[str], done: list[str]) -> None:
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    messages = [{"role": names[role], "content": "字"} for role in roles]
+    mended, told = even_turns(messages, "mend")
+    assert ([message["content"] for message in mended], told) == (kept, done)
+
+
+@pytest.mark.parametrize("roles", ["u", "a", "s", "", "au", "uasua"])
+def test_what_cannot_be_mended_is_refused(roles: str) -> None:
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    with pytest.raises(RowError, match="turns do not alternate"):
+        even_turns([{"role": names[role], "content": "字"} for role in roles], "mend")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +253,7 @@ def test_turns_must_alternate_and_every_reply_say_something(roles: str, why: str
     names = {"u": "user", "a": "assistant", "s": "system", "E": "assistant"}
     row = {"messages": [{"role": names[role], "content": " " if role == "E" else "字"} for role in roles]}
     if why is None:
-        assert len(read_row(row, "messages")[0]) == len(roles)
+        assert len(even_turns(read_row(row, "messages")[0], "drop")[0]) == len(roles)
     else:
         assert reason(row, "messages") == why
 
@@ -208,6 +274,7 @@ def test_real_files_are_read_whole(shared_data: Path, file: str, name: str, rows
     for row in found:
         try:
             messages, task = read_row(row, name)
+            even_turns(messages, "drop")
         except RowError as problem:
             dropped[str(problem)] += 1
         else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zhllama.config import UserError
 from zhllama.conversation.duplicates import mark_near_copies
-from zhllama.conversation.formats import FORMATS, Message, RowError, detect
+from zhllama.conversation.formats import FORMATS, Message, RowError, detect, joined
 from zhllama.conversation.read import read_rows
 from zhllama.corpus.compare import compact
 from zhllama.corpus.contamination import EvaluationIndex
@@ -107,9 +107,10 @@ def _questions(row: Any, name: str | None) -> list[str]:
     if name is not None:
         try:
             messages = FORMATS[name].read(row)
-        except (RowError, KeyError, TypeError, AttributeError):
+        except RowError:
             return []
-        return [str(message["content"]) for message in messages if message["role"] == "user"]
+        return [message["content"] for message in messages if message["role"] == "user"]
     if isinstance(row.get("instruction"), str):
-        return [f"{row['instruction']}\n{row.get('input') or ''}"]
+        parts = [row.get(key) for key in ("instruction", "input")]
+        return [joined(*(part for part in parts if isinstance(part, str)))]
     return [value for key in QUESTION_KEYS if isinstance(value := row.get(key), str)][:1]

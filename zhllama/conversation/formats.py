@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class Format:
 
     Attributes:
         is_told: whether a row has this layout.
-        read: its messages; RowError, KeyError or TypeError where it has none.
+        read: its messages; RowError where it has none.
         task: type of its rows where neither the row nor the recipe says one.
     """
 
@@ -48,25 +49,50 @@ class Format:
     task: str
 
 
+def is_absent(value: Any) -> bool:
+    """Whether a field says nothing: null, or the NaN that pandas writes into an empty cell."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def text_of(row: Mapping[str, Any], key: str) -> str:
+    """A field that a row must have, as it stands; RowError names it where it is absent or no text."""
+    value = row.get(key)
+    if is_absent(value):
+        raise RowError(f"no {key}")
+    if not isinstance(value, str):
+        raise RowError(f"{key} is no text")
+    return value
+
+
+def optional_text(row: Mapping[str, Any], key: str) -> str:
+    """A field that a row may leave out: nothing where it is absent; RowError where it is no text."""
+    return "" if is_absent(row.get(key)) else text_of(row, key)
+
+
+def joined(*parts: str) -> str:
+    """The parts of a request that say something, each on a line of its own."""
+    return "\n".join(part for part in parts if part.strip())
+
+
 def from_alpaca(row: dict[str, Any]) -> list[Message]:
     """`instruction`, `input`, `output` (Stanford Alpaca, ChatDoctor); the input follows on a new line.
 
     LLaMA-Factory's `system` and `history` (a list of pairs) come before it.
     """
-    request = row["instruction"] + (f"\n{row['input']}" if row.get("input") else "")
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    before = [message for asked, answered in row.get("history") or [] for message in _turn(asked, answered)]
-    return [*system, *before, *_turn(request, row["output"])]
+    request = joined(optional_text(row, "instruction"), optional_text(row, "input"))
+    if not request and is_absent(row.get("instruction")):
+        raise RowError("no instruction")
+    return [*_system(row), *_history(row), *_turn(request, text_of(row, "output"))]
 
 
 def from_pclue(row: dict[str, Any]) -> list[Message]:
     """pCLUE: `input` and `target`; `type` is the task, and the choices stand in the input already."""
-    return _turn(row["input"], row["target"])
+    return _turn(text_of(row, "input"), text_of(row, "target"))
 
 
 def from_translation(row: dict[str, Any]) -> list[Message]:
     """`english`, `chinese`: one request, its direction and wording fixed by the pair itself."""
-    english, chinese = row["english"], row["chinese"]
+    english, chinese = text_of(row, "english"), text_of(row, "chinese")
     if not re.search("[a-zA-Z]", english):
         raise RowError("no English in the English")
     if not HAN.search(chinese):
@@ -76,30 +102,66 @@ def from_translation(row: dict[str, Any]) -> list[Message]:
 
 def from_belle_text(row: dict[str, Any]) -> list[Message]:
     """BELLE's first releases: turns as `Human:` and `Assistant:` in one text, the last reply a field of its own."""
-    text = f"{row.get('instruction') or ''}\n{row.get('input') or ''}"
+    text = joined(optional_text(row, "instruction"), optional_text(row, "input"))
     parts = TURN.split(text)
     if len(parts) < 3 or parts[0].strip():
         raise RowError("no Human: at its beginning")
     turns = [(role, content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True)]
     if turns[-1] == ("Assistant", ""):
         del turns[-1]
-    reply = row["output"] if "output" in row else row["target"]
+    reply = text_of(row, "output" if "output" in row else "target")
     names = {"Human": "user", "Assistant": "assistant"}
     messages = [{"role": names[role], "content": content} for role, content in turns]
     return [*messages, {"role": "assistant", "content": reply}]
 
 
 def from_conversations(row: dict[str, Any]) -> list[Message]:
-    """ShareGPT and BELLE `conversations`: a list of `from` and `value`; a `system` beside it comes first."""
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    return [*system, *({"role": _role(m["from"]), "content": m["value"]} for m in row["conversations"])]
+    """ShareGPT and BELLE `conversations`: a list of `from` and `value`, or of `role` and `content`; a `system` beside
+    it comes first."""
+    return [*_system(row), *_messages(row, "conversations")]
 
 
 def from_messages(row: dict[str, Any]) -> list[Message]:
     """OpenAI `messages`: a list of `role` and `content`."""
-    messages = [{"role": _role(m["role"]), "content": m["content"]} for m in row["messages"]]
-    if any(message.get("weight", 1) != 1 for message in row["messages"]):
+    messages = _messages(row, "messages")
+    weights = [message.get("weight") for message in row["messages"]]
+    if any(not is_absent(weight) and weight != 1 for weight in weights):
         raise RowError("a message of weight 0")  # what is learnt is a setting of the mixture
+    return messages
+
+
+def _system(row: dict[str, Any]) -> list[Message]:
+    content = optional_text(row, "system")
+    return [{"role": "system", "content": content}] if content.strip() else []
+
+
+def _history(row: dict[str, Any]) -> list[Message]:
+    """LLaMA-Factory's earlier turns: a list of [request, reply]."""
+    pairs = row.get("history")
+    if is_absent(pairs):
+        return []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise RowError("history is no list of pairs")
+    turns = [dict(zip(("request", "reply"), pair, strict=True)) for pair in pairs]
+    return [message for one in turns for message in _turn(text_of(one, "request"), text_of(one, "reply"))]
+
+
+def _messages(row: dict[str, Any], key: str) -> list[Message]:
+    """Turns under either pair of names; a system message that says nothing is left out."""
+    turns = row.get(key)
+    if is_absent(turns):
+        raise RowError(f"no {key}")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowError(f"{key} is no list of messages")
+    messages: list[Message] = []
+    for turn in turns:
+        name = text_of(turn, "from" if "from" in turn and "role" not in turn else "role")
+        if name not in ROLES:
+            raise RowError("unknown role")  # tool calls, say
+        key = "value" if "value" in turn and "content" not in turn else "content"
+        if ROLES[name] == "system" and is_absent(turn.get(key)):
+            continue
+        messages.append({"role": ROLES[name], "content": text_of(turn, key)})
     return messages
 
 
@@ -149,49 +211,19 @@ def detect(rows: Sequence[Any], file: object) -> str:
 
 
 def read_row(row: Any, name: str) -> tuple[list[Message], str]:
-    """A row's messages, ready to be learnt, and its type of task.
+    """A row's messages as they stand, and its type of task.
 
     Raises:
-        RowError: why it cannot be learnt from.
+        RowError: a field that is absent or of another type, named.
     """
     if not isinstance(row, dict):
         raise RowError("not a JSON object")
     if name == "alpaca" and _is_belle_text(row):
         raise RowError("Human: and Assistant: in a file of alpaca")
-    try:
-        messages = FORMATS[name].read(row)
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise RowError("missing or mistyped field") from problem
-    except RowError:
-        raise
-    except ValueError as problem:  # history that is no list of pairs
-        raise RowError("missing or mistyped field") from problem
-    _check(messages)
+    messages = FORMATS[name].read(row)
     task = row["type"] if name == "pclue" and isinstance(row["type"], str) else FORMATS[name].task
     return messages, task
 
 
-def _check(messages: list[Message]) -> None:
-    """Raise RowError unless a conversation can be learnt from."""
-    if not all(isinstance(message["content"], str) for message in messages):
-        raise RowError("missing or mistyped field")
-    turns = [message["role"] for message in messages]
-    if turns[:1] == ["system"]:
-        del turns[0]
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise RowError("turns do not alternate")
-    for message in messages:
-        if not message["content"].strip() and message["role"] != "system":
-            raise RowError("empty reply" if message["role"] == "assistant" else "empty request")
-        if not message["content"].isascii() and re.search("[\ud800-\udfff]", message["content"]):
-            raise RowError("half a character")  # an emoji cut in two, as JSON can spell it and UTF-8 cannot
-
-
 def _turn(asked: str, answered: str) -> list[Message]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-
-
-def _role(name: str) -> str:
-    if name not in ROLES:
-        raise RowError("unknown role")  # tool calls, say
-    return ROLES[name]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.config import UserError
-from zhllama.conversation.formats import Message, from_alpaca, from_messages
+from zhllama.conversation.formats import Message, RowError, from_alpaca, from_messages, text_of
 from zhllama.rows import read_rows
 
 
@@ -42,15 +42,15 @@ def read_prompts(file: Path, flag: str) -> list[list[Message]]:
 
 
 def _prompt(row: dict[str, Any]) -> list[Message]:
-    """A row's messages; a KeyError or TypeError where it has none that can be answered."""
+    """A row's messages; a RowError (a ValueError) or TypeError where it has none that can be answered."""
+    if not isinstance(row, dict):
+        raise RowError("not a JSON object")
     if "messages" in row:
         messages = from_messages(row)
     elif "instruction" in row:
         messages = from_alpaca({**row, "output": ""})[:-1]
     else:  # pCLUE
-        messages = [{"role": "user", "content": row["input"]}]
-    if not all(isinstance(message["content"], str) for message in messages) or not messages:
-        raise TypeError
-    if messages[-1]["role"] != "user":
-        raise KeyError
+        messages = [{"role": "user", "content": text_of(row, "input")}]
+    if not messages or messages[-1]["role"] != "user":
+        raise RowError("no request at its end")
     return messages
