@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zhllama import tables
 from zhllama.config import UserError, as_given
 from zhllama.stop import StoppedError, stopped_when_full
 
 RUN_FILE = "run.json"
 VERSIONED = ("zhllama", "torch", "transformers", "peft", "deepspeed", "sentencepiece", "tokenizers",
              "datasets")  # fmt: skip
-# Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
+# Reports, plots, checkpoints and what `datasets` computes beside its data are not what a reader takes from a directory.
 NOT_CONTENT = re.compile(
-    r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
+    r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.(png|html|md)|checkpoint-\d+|logs|cache-.*\.arrow)$|\."
 )
 
 
@@ -131,14 +132,14 @@ def check_resumable(output: str | Path, command: str, inputs: Mapping[str, str |
 def require(source: str | Path, kind: str, flag: str) -> Path:
     """The directory or file behind a flag, checked to be finished and of the right kind.
 
-    A name like `org/model` that is no local path is fetched from the Hugging Face hub.
+    A name like `org/model` that is no local path is fetched from the hub; hf:NAME, a corpus, is streamed when it is read.
 
     Raises:
         UserError: nothing there, an unfinished run, or a directory of another kind.
     """
     path = Path(source)
     if not path.exists():
-        return _from_hub(str(source), flag)
+        return path if kind == "corpus" and tables.is_named(path) else _from_hub(str(source), flag)
     record = read_record(path)
     if not record:
         return path
@@ -179,12 +180,14 @@ def check_same(left: str, left_fingerprint: str, right: str, right_fingerprint: 
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 of a file, or of a directory's content (names and bytes; reports and checkpoints left out).
+    """sha256 of a file, or of a directory's content (without reports and checkpoints); of hf:NAME its commit.
 
     Raises:
         UserError: a file that cannot be read; inside a directory such a file counts by its name alone.
     """
     path = Path(path)
+    if tables.is_named(path):
+        return tables.fingerprint(path)
     if path.is_file():
         try:
             with path.open("rb") as stream:

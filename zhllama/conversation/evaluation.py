@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from zhllama.config import UserError
 from zhllama.conversation.duplicates import near_copies, plain
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect
-from zhllama.conversation.read import read_rows
+from zhllama.conversation.read import read_instructions
 from zhllama.corpus.ngrams import windows
+from zhllama.decode import extension_of
+from zhllama.rows import HALF
+from zhllama.tables import DAMAGED, Unread
 
 WIDTH = 10  # characters of a question from which on it is looked for inside of longer texts
 QUESTION_KEYS = ("question", "prompt", "instruction", "input", "text")
@@ -27,11 +30,11 @@ def read_questions(file: Path) -> list[str]:
     `instruction` with `input`, `input` or `text` of a row; of a .txt each line.
 
     Raises:
-        UserError: no such file, or no question in it.
+        UserError: no such file, a row that cannot be read, or no question in it.
     """
     if not file.is_file():
         raise UserError(f"mixture.evaluation: no such file: {file}")
-    rows = [row for _, row in read_rows(file)]
+    rows = list(_rows(file))
     name = None
     if any(isinstance(row, dict) for row in rows):
         name = _format(rows, file)
@@ -43,6 +46,18 @@ def read_questions(file: Path) -> list[str]:
             f"{', '.join(QUESTION_KEYS)}, and lines of .txt"
         )
     return questions
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    """Rows of JSON and tables; lines that are none as the text that they are."""
+    lists = extension_of(file) != ".txt"
+    for line, row in read_instructions(file, lists=lists, columns=QUESTION_KEYS):
+        if not isinstance(row, Unread):
+            yield row
+        elif row.reason in (DAMAGED, HALF):
+            raise UserError(f"mixture.evaluation {file} line {line}: {row.reason}; mend or delete it")
+        else:
+            yield row.text
 
 
 def occurs(

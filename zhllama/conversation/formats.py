@@ -97,7 +97,7 @@ def from_conversations(row: dict[str, Any]) -> list[Message]:
 def from_messages(row: dict[str, Any]) -> list[Message]:
     """OpenAI `messages`: a list of `role` and `content`."""
     messages = [{"role": _role(m["role"]), "content": m["content"]} for m in row["messages"]]
-    if any(message.get("weight", 1) != 1 for message in row["messages"]):
+    if any(message.get("weight") not in (None, 1) for message in row["messages"]):
         raise RowError("a message of weight 0")  # what is learnt is a setting of the mixture
     return messages
 
@@ -126,6 +126,11 @@ FORMATS: dict[str, Format] = {
     "pclue": Format(lambda row: {"input", "target", "type"} <= row.keys(), from_pclue, "pclue"),
     "translation": Format(lambda row: {"english", "chinese"} <= row.keys(), from_translation, "translation"),
 }
+
+
+def is_told(row: dict[str, Any]) -> bool:
+    """Whether a row has the layout of one of the formats."""
+    return any(one.is_told(row) for one in FORMATS.values())
 
 
 def detect(rows: Sequence[Any], file: object) -> str:

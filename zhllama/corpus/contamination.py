@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +12,21 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from zhllama.config import UserError
-from zhllama.corpus.decode import read_lines
 from zhllama.corpus.ngrams import letters, ngram_hashes
 from zhllama.corpus.tally import DocumentTally
+from zhllama.decode import PACKED, extension_of, read_lines
+from zhllama.rows import read_rows
+from zhllama.tables import TABLES, Unread
 
 OVERLAP = 13
 REASON = "in an evaluation file"
-KINDS = (".txt", ".json", ".jsonl", ".csv", ".tsv")
+TEXTS = (".txt", ".json", ".jsonl", ".csv", ".tsv")
 
 
 def write_index(folder: Path, work: Path) -> None:
     """Write the hashes of all 13-character sequences of a folder's files, sorted, and the file of each.
 
-    Every text in .json and .jsonl, line of .txt and cell of .csv and .tsv counts on its own, by its letters and
+    Every text in .json, .jsonl and tables, line of .txt and cell of .csv and .tsv counts on its own, by its letters and
     digits; shorter ones cannot be told from chance and are left out. Memory is 12 bytes a character of the files.
 
     Raises:
@@ -33,7 +34,11 @@ def write_index(folder: Path, work: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"--decontaminate {folder}: no such folder")
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix.lower() in KINDS]
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and extension_of(file) in (*TEXTS, *TABLES)
+    ]
     hashes = [np.empty(0, dtype=np.uint64)]
     sources = [np.empty(0, dtype=np.uint32)]
     for number, file in enumerate(files):
@@ -43,7 +48,8 @@ def write_index(folder: Path, work: Path) -> None:
     distinct, first = np.unique(np.concatenate(hashes), return_index=True)
     if not len(distinct):
         raise UserError(
-            f"--decontaminate {folder}: no text of {OVERLAP} letters in {' '.join(KINDS)} files inside"
+            f"--decontaminate {folder}: no text of {OVERLAP} letters in {' '.join(TEXTS)} files inside, "
+            f"{' '.join(PACKED)} too, nor in {' '.join(TABLES)}"
         )
     np.save(work / "evaluation-hashes.npy", distinct)
     np.save(work / "evaluation-files.npy", np.concatenate(sources)[first])
@@ -83,21 +89,15 @@ class Decontaminate(PipelineStep):  # type: ignore[misc]
 
 
 def _texts(file: Path) -> Iterator[str]:
-    lines = read_lines(file, "guess", None)
-    kind = file.suffix.lower()
-    try:
-        if kind == ".json":
-            yield from _strings(json.loads("\n".join(lines)))
-        elif kind == ".jsonl":
-            for line in lines:
-                yield from _strings(json.loads(line)) if line.strip() else ()
-        elif kind == ".txt":
-            yield from lines
-        else:
-            for row in csv.reader(lines, delimiter="\t" if kind == ".tsv" else ","):
-                yield from row
-    except (json.JSONDecodeError, csv.Error) as problem:
-        raise UserError(f"--decontaminate: {file} cannot be read ({problem}); mend or delete it") from problem
+    if extension_of(file) == ".txt":
+        yield from read_lines(file, "guess")
+        return
+    for number, row in read_rows(file, lists=extension_of(file) == ".json"):
+        if isinstance(row, Unread):
+            raise UserError(
+                f"--decontaminate: {file} cannot be read (line {number}: {row.reason}); mend or delete it"
+            )
+        yield from _strings(row)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from zhllama.artifact import read_record
 from zhllama.config import UserError
 from zhllama.corpus.read import list_files
+from zhllama.rows import read_rows
 
 OTHER = "other"
 
@@ -29,7 +29,8 @@ def count_kinds(corpora: Sequence[Path]) -> Counter[str]:
     """How many documents of each kind there are.
 
     Raises:
-        UserError: a corpus that `clean` did not write, which does not say where its documents are from.
+        UserError: a corpus that `clean` did not write, which does not say where its documents are from, or a row that
+            does not.
     """
     if strange := [path for path in corpora if not read_record(path)]:
         raise UserError(f"--shares: {strange[0]} does not say of what kind its documents are; clean it first")
@@ -38,6 +39,9 @@ def count_kinds(corpora: Sequence[Path]) -> Counter[str]:
 
 def _documents(corpora: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for file in (file for corpus in corpora for file in list_files(corpus)):
-        with file.open("rb") as lines:
-            for row in map(json.loads, lines):
-                yield kind_of(row["source"]), row["text"]
+        for number, row in read_rows(file, "utf-8", lists=False, halves=True):
+            if not (
+                isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("source", "text"))
+            ):
+                raise UserError(f"{file} line {number}: not as clean writes it; clean the text again")
+            yield kind_of(row["source"]), row["text"]

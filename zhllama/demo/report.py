@@ -8,6 +8,7 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.page import Page, bar_plot, line_plot
+from zhllama.rows import read_written
 from zhllama.terminal import print_table, say
 from zhllama.train.metrics import METRICS, read_metrics
 
@@ -132,10 +133,7 @@ def _curves(home: Path, runs: dict[str, str]) -> dict[str, tuple[list[float], li
 
 def _answers(home: Path) -> list[list[object]]:
     pairs = [
-        [
-            json.loads(line)["messages"]
-            for line in (home / folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        [answer["messages"] for answer in read_written(home / folder / "answers.jsonl")]
         for folder in ("answers-base", "answers-final")
     ]
     return [

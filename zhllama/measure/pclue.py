@@ -11,7 +11,7 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.measure.overlap import common_share, rouge_l
 from zhllama.page import Page, bar_plot
-from zhllama.rows import read_rows
+from zhllama.rows import parse_rows
 from zhllama.terminal import print_table, say
 
 # type of a row -> the group it is scored in
@@ -48,8 +48,8 @@ def score_pclue(config: ScorePclueConfig) -> None:
         predictions = artifact.require(predictions, "report", "--predictions") / "answers.jsonl"
     references = Path(config.references)
     types = f"it needs a type ({', '.join(GROUPS)}) and a target"
-    wanted = read_rows(references, "--references", _target, types)
-    answers = read_rows(predictions, "--predictions", _answer, "it needs a target or messages")
+    wanted = parse_rows(references, "--references", _target, types)
+    answers = parse_rows(predictions, "--predictions", _answer, "it needs a target or messages")
     if len(answers) != len(wanted):
         raise UserError(
             f"--predictions {predictions}: {len(answers):,} answers to {len(wanted):,} rows of {references}; "

@@ -29,7 +29,7 @@ from zhllama.model.trainable import TrainableModel
 from zhllama.model.weights import read_config
 from zhllama.pack.conversations import pack_conversations
 from zhllama.page import Page, line_plot
-from zhllama.rows import read_rows
+from zhllama.rows import parse_rows
 from zhllama.talk.generate import batches, end_ids, generate, room
 from zhllama.terminal import print_table, say, track
 from zhllama.train.held_out import first_prompt
@@ -131,7 +131,7 @@ def read_questions(file: Path) -> list[Question]:
     Raises:
         UserError: no such file, a row of another shape, or no reference answer.
     """
-    rows = read_rows(file, "evaluation", _question, "it needs question, std_answer and class, as text")
+    rows = parse_rows(file, "evaluation", _question, "it needs question, std_answer and class, as text")
     found = [(task, messages) for task, messages in rows if messages[1]["content"].strip()]
     if not found:
         raise UserError(f"evaluation {file}: no row with a reference answer")

@@ -27,7 +27,7 @@ class PackConfig:
     """Tokenise corpora and pack them into blocks; every document ends with EOS, newlines survive."""
 
     corpus: list[str]
-    """Corpus directory or file (repeatable)."""
+    """Corpus directory, or what clean reads: a file, a folder, what `datasets` saved, hf:NAME[:SPLIT] (repeatable)."""
     model: str
     """Model directory whose tokenizer to use; the blocks fit only that tokenizer."""
     output: str
@@ -40,7 +40,7 @@ class PackConfig:
     """Share of each kind of document, such as {books: 0.3, web: 0.7}, in place of weights; a kind is the folder of the
     raw corpus that `clean` found a document in (`other`: in none). Kinds not named are left out."""
     replay: str | None = None
-    """Corpus directory or file of text the base already knows (English), against forgetting."""
+    """Corpus, as --corpus, of text the base already knows (English), against forgetting."""
     replay_share: float = 0.1
     """Share of all blocks taken from --replay, spread evenly; used only with it."""
     max_epochs: float = 4.0

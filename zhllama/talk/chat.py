@@ -16,6 +16,7 @@ from zhllama.conversation.prompts import encode_prompt, read_prompts
 from zhllama.device import default_device, default_dtype
 from zhllama.model.merge import open_adapter
 from zhllama.model.weights import load_model, read_config, shards
+from zhllama.rows import read_written
 from zhllama.talk.generate import Reply, batches, end_ids, generate, room
 from zhllama.terminal import console, progress_bar, say, track
 from zhllama.tokenizer.load import load
@@ -32,7 +33,8 @@ class ChatConfig:
     prompt: list[str] = field(default_factory=list)
     """Answer these and exit; repeatable."""
     input: str | None = None
-    """JSONL of prompts to answer: instruction (and input), pCLUE's input, or messages; needs --output."""
+    """Prompts to answer, as JSONL, JSON or a table: instruction (and input), pCLUE's input, or messages; needs
+    --output."""
     output: str | None = None
     """Directory for answers.jsonl, with --input; an unfinished one is continued."""
     system: str | None = None
@@ -214,12 +216,7 @@ def _answer_all(
 
 def _kept(part: Path) -> dict[int, dict[str, Any]]:
     """What an interrupted run has answered, by place; a line that a kill cut short is no answer."""
-    if not part.is_file():
-        return {}
-    whole, _, cut = part.read_text(encoding="utf-8").rpartition("\n")
-    if cut:  # or the next line would be added to it
-        part.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    return dict(json.loads(line) for line in whole.splitlines())
+    return dict(read_written(part, trim=True))  # or the next line would be added to what was cut
 
 
 def _talk(speaker: Speaker) -> None:

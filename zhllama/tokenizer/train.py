@@ -40,7 +40,7 @@ class TrainTokenizerConfig:
     """Train Chinese pieces on text, to be merged into a base tokenizer."""
 
     corpus: list[str]
-    """Corpus directory, or a .txt, .jsonl or .parquet file, .gz and .zst too (repeatable)."""
+    """Corpus directory, or what clean reads: a file, a folder, what `datasets` saved, hf:NAME[:SPLIT] (repeatable)."""
     output: str
     """Directory to write chinese_sp.model to."""
     base: str | None = None

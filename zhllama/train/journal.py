@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.page import Page, line_plot
+from zhllama.rows import read_written
 
 PROGRESS = "progress.jsonl"
 COLUMNS = 5  # of answers side by side on the page
@@ -22,11 +23,9 @@ class Journal:
     def go_on(self, step: int, write: bool) -> None:
         """Keep the looks up to the step that training resumes at."""
         file = self.output / PROGRESS
-        if file.is_file():
-            whole = file.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may have cut the last
-            self.lines = [line for line in map(json.loads, whole) if line["step"] <= step]
-            if write:
-                self._write()
+        self.lines = [line for line in read_written(file) if line["step"] <= step]
+        if write and file.is_file():
+            self._write()
 
     def has(self, step: int) -> bool:
         """Whether there was a look at a step."""

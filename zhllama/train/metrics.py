@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zhllama.page import line_plot
+from zhllama.rows import read_written
 from zhllama.tokenizer.load import Loaded, token_counts
 
 METRICS = "metrics.jsonl"
@@ -45,10 +45,7 @@ class LossTally:
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; none where there is no file, and not the last where a kill cut it short."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return read_written(file)
 
 
 def plot_loss(output: Path) -> None:

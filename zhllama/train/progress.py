@@ -34,7 +34,7 @@ class ProgressSettings:
     prompts: list[str] = field(default_factory=list)
     """Answered at every look; `progress.html` shows the answers side by side."""
     prompts_file: str | None = None
-    """More of them: JSONL as `chat --input` reads it."""
+    """More of them: a file as `chat --input` reads it."""
     held_out: int = 0
     """Rows of each source kept from training, to measure the loss by source at every look."""
     endings: int = 8
