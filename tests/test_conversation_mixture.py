@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -239,6 +240,19 @@ def test_a_source_that_contradicts_itself_is_refused(
     with pytest.raises(UserError) as refused:
         InstructionSource(file, **settings).checked()
     assert str(refused.value) == f"data {file}: {what}"
+
+
+def test_sources_that_datasets_saved_or_streams_are_files_like_others(tmp_path: Path, chatml: Any) -> None:
+    datasets.disable_progress_bars()
+    (tmp_path / "name").mkdir()  # stands for one of a hub
+    plain = put(tmp_path / "name", ROWS[:4], "train.jsonl")
+    datasets.Dataset.from_list(ROWS[4:9]).save_to_disk(tmp_path / "saved")
+    given = [f"hf:{tmp_path}/name", str(tmp_path / "saved")]
+    mixture = build_mixture([InstructionSource(file) for file in given], EXACT, chatml, 512)
+    files = [plain, put(tmp_path, ROWS[4:9])]
+    same = build_mixture([InstructionSource(file) for file in files], EXACT, chatml, 512)
+    assert [one["file"] for one in mixture.table] == given
+    assert list(mixture.samples) == list(same.samples)
 
 
 def test_a_source_without_a_file_is_refused(tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ def read_text(
     Raises:
         UserError: a file that cannot be opened, unpacked or decoded.
     """
-    text = "".join(_decoded(path, encoding, progress, True, advice))
-    if LOST not in text:
+    pieces = list(_decoded(path, encoding, progress, True, advice))
+    text = "".join(pieces)
+    if not any(isinstance(piece, Damaged) for piece in pieces):
         return text, []
     damaged = [number for number, line in enumerate(text.split("\n"), 1) if LOST in line]
     return text.replace(LOST, REPLACEMENT), damaged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -236,8 +236,7 @@ def _listed(path: Path, text: str, damaged: list[int]) -> Rows:
             line += text.count("\n", counted, at)
             counted = at
             item, end = DECODER.raw_decode(text, at)
-            first = bisect_left(damaged, line)
-            if damaged[first : first + 1] and damaged[first] <= line + text.count("\n", at, end):
+            if damaged and _touches(damaged, line, line + text.count("\n", at, end)):
                 yield line, Unread(text[at:end], DAMAGED)
             else:
                 yield line, item
@@ -252,6 +251,10 @@ def _listed(path: Path, text: str, damaged: list[int]) -> Rows:
         raise UserError(f"{path} line {problem.lineno}: not JSON ({problem.msg})") from problem
     except (RecursionError, ValueError) as problem:
         raise UserError(f"{path} line {line}: {_reason(problem)}") from problem
+
+
+def _touches(damaged: list[int], first: int, last: int) -> bool:
+    return bisect_left(damaged, first) < bisect_right(damaged, last)
 
 
 def _skip(text: str, at: int) -> int:
