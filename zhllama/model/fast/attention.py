@@ -39,5 +39,6 @@ def share_keys(model: Any) -> None:
 
     if model.config._attn_implementation == "sdpa":
         ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+        # Without one of the same name there is no mask at all, and documents of a block see each other.
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)

@@ -31,4 +31,5 @@ def trim_before(modules: Iterable[Any]) -> None:
 def _malloc_trim() -> Callable[[int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
+    # None is the running process, with the C library that it was linked to.
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
