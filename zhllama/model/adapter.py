@@ -165,6 +165,7 @@ def lora_config(lora: LoraSettings | None) -> Any:
 
 def adapter_key(name: str) -> str:
     """peft's key of a trainable parameter named as in the base model."""
+    # peft names an adapter `default` in the names of parameters, and leaves that out of saved keys.
     name = name.removeprefix("base.").replace(".default.", ".")
     if name.endswith(PREFIX_KEY):
         return PREFIX_KEY
@@ -227,6 +228,7 @@ def save_adapter(
                 indices if config.tie_word_embeddings else {"embed_tokens": indices, "lm_head": indices}
             )
         elif ENDS[0] in state:
+            # peft unties what it saves in full, and would keep the base's output without a copy.
             peft_config.modules_to_save = ["embed_tokens", "lm_head"]
             state = {ENDS[1]: state[ENDS[0]].clone()} | state
         peft_config.save_pretrained(str(path))
@@ -239,6 +241,7 @@ def load_adapter(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
 
     state = load_file(path / ADAPTER_WEIGHTS)
     for key, parameter in parameters.items():
+        # Every rank reads the file; on leaving, ZeRO-3 shares out the first one's copy.
         with gathered([parameter], write=True):
             if key not in state or state[key].shape != parameter.shape:
                 raise UserError(f"{path}: the adapter has no tensor {key} of shape {tuple(parameter.shape)}")
@@ -252,6 +255,7 @@ def saved_parts(path: Path) -> Parts:
     with safe_open(path / ADAPTER_WEIGHTS, "pt") as stored:
         keys = set(stored.keys())
     embeddings: Embeddings = "new" if any(ROWS_KEY in key for key in keys) else "none"
+    # Only a matrix that trained in full has the plain key.
     if ENDS[0] in keys:
         embeddings = "all"
     if holds_layers(keys):

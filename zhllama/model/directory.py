@@ -91,6 +91,7 @@ class ModelDirectory(HubDirectory):
         names = [SINGLE]
         if (self.path / INDEX).is_file():
             index = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
+            # The index names a file once for each tensor in it.
             names = sorted(set(index["weight_map"].values()))
         for name in names:
             if not (self.path / name).is_file():
@@ -106,6 +107,7 @@ class ModelDirectory(HubDirectory):
         """
         from safetensors import safe_open
 
+        # Headers are a few kilobytes, and a single file has no index to ask instead.
         for shard in self.shards:
             with safe_open(shard, framework="pt") as file:
                 if key in file.keys():  # noqa: SIM118 - not a dict

@@ -41,6 +41,7 @@ def export(config: ExportConfig) -> None:
         rewrite(
             source,
             run.path,
+            # Whole numbers stay whole: buffers such as positions have no precision to choose.
             lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
             "exporting",
         )

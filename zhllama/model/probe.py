@@ -111,6 +111,7 @@ def probe_init(config: ProbeConfig) -> None:
         training = _training(config, front, new, int(new.opened.result["first_new"]))
         english = bits.read_front(bits.passages()["english"], 0)
         texts = [Text.of(documents, new, config.block_size) for documents in (tail, english)]
+        # The base is measured while the trainer still is the base: make_room grows it.
         trainer = RowTrainer(source, new)
         before = [trainer.bits_per_byte(Text.of(english, base, config.block_size))]
         # The base needs more tokens for the same Chinese context.
@@ -135,6 +136,7 @@ def probe_init(config: ProbeConfig) -> None:
 
 def split(config: ProbeConfig, corpus: Path) -> tuple[list[str], list[str]]:
     """What is trained on and what follows it, out of no more of the corpus than the steps can use."""
+    # No more is read than trains and judges: a corpus may be of many gigabytes.
     needed = config.steps * config.batch_size * config.block_size * BYTES_PER_TOKEN
     enough = needed + config.held_out_bytes
     documents, _ = cut_at(bits.read_front(corpus, enough), enough)
@@ -147,6 +149,7 @@ def cut_at(documents: list[str], size: int) -> tuple[list[str], list[str]]:
     for place, document in enumerate(documents):
         raw = document.encode()
         if len(raw) > size:
+            # A character cut in two loses its bytes here, and is whole at the front of the second part.
             left = raw[:size].decode(errors="ignore")
             return [*documents[:place], left], [document[len(left) :], *documents[place + 1 :]]
         size -= len(raw)
@@ -178,6 +181,7 @@ def _training(config: ProbeConfig, documents: list[str], tokenizer: Loaded, firs
     rounds = -(-config.steps // len(batches))
     if rounds > 1:
         warn(f"--corpus {config.corpus}: {len(batches)} batches for {config.steps} steps; they are repeated")
+    # Each round in an order of its own, and all rounds the same for every initialisation.
     generator = torch.Generator().manual_seed(config.seed)
     order = [
         index for _ in range(rounds) for index in torch.randperm(len(batches), generator=generator).tolist()
@@ -189,6 +193,7 @@ def _try_all(
     config: ProbeConfig, trainer: RowTrainer, training: list[Batch], held_out: Text, english: Text
 ) -> list[Run]:
     """Every input initialisation and, where the output has rows of its own, every output one with the best input."""
+    # Inputs first and outputs with the best of them: 6 + 5 trainings of an untied model, not 36.
     default: Initialisation = InitSettings().output
     output = default if default in config.init_output else config.init_output[0]
     others = [] if trainer.tied else [how for how in config.init_output if how != output]

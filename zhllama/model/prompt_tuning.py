@@ -59,6 +59,8 @@ def check_adaption(model: ModelDirectory, settings: AdaptionSettings) -> None:
             f"body adaption: peft has adaption prompts for {' and '.join(ADAPTED)} models, {model} is {kind}; "
             "use --body lora"
         )
+    # peft takes hidden size / width of k_proj for the query heads of a group; that holds only where the heads
+    # are together as wide as the states.
     width = int(config.get("head_dim") or 0) * int(config["num_attention_heads"])
     if width not in (0, config["hidden_size"]):
         raise UserError(
@@ -81,11 +83,13 @@ class Prefix(nn.Module):
         self.heads, self.width = kv_shape(config)
         size = self.depth * 2 * self.heads * self.width
         self.register_parameter(PREFIX_KEY, nn.Parameter(torch.empty(length, size).normal_()))
+        # By layer; empty means that there is no prefix, and layers are left alone.
         self.states: list[tuple[Tensor, Tensor]] = []
 
     def forward(self) -> None:
         """Cut the parameter into keys and values, (heads, length, width) each, for the layers to find."""
         rows = F.embedding(torch.arange(self.length, device=self.weight.device), self.weight)
+        # peft's order: layer after layer, each its keys and then its values.
         parts = rows.view(self.length, self.depth * 2, self.heads, self.width).permute(1, 2, 0, 3)
         self.states = [(parts[at], parts[at + 1]) for at in range(0, 2 * self.depth, 2)]
 
@@ -104,6 +108,8 @@ class Prefix(nn.Module):
 
     def mask(self, positions: Tensor) -> Tensor:
         """What sees what, (batch, 1, length, prefix + length): the prefix, and the document's own past."""
+        # Documents by transformers' own rule: positions that go on by one stay in theirs. It hands a mask of
+        # four dimensions to the layers as it is.
         documents = (positions.diff(dim=1, prepend=positions[:, :1] - 1) != 1).cumsum(1)
         causal = torch.ones(2 * positions.shape[1:], dtype=torch.bool, device=positions.device).tril()
         seen = (documents[:, :, None] == documents[:, None, :]) & causal
@@ -112,7 +118,9 @@ class Prefix(nn.Module):
     @torch.no_grad()
     def start_from(self, decoder: Any, ids: Tensor) -> None:
         """Begin as the keys and values that a decoder, without the prefix, makes of `ids`, (length,)."""
+        # `states` is still empty, so the layers find the decoder's own cache.
         cache = decoder(input_ids=ids[None], use_cache=True).past_key_values
+        # Cached keys are rotated already, by the positions 0 to length - 1 of a prefix.
         states = [state[0].transpose(0, 1) for layer in cache.layers for state in (layer.keys, layer.values)]
         self.weight.copy_(torch.stack(states, dim=1).reshape(self.length, -1))
 
@@ -131,6 +139,7 @@ def install_prefix(model: Any, settings: PrefixSettings) -> None:
     def offer(module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return inputs, named | ({"past_key_values": prefix} if prefix.states else {})
 
+    # At the attention, not at the decoder: activation checkpointing takes a cache away from a layer.
     for layer in model.get_decoder().layers:
         layer.self_attn.register_forward_pre_hook(offer, with_kwargs=True)
     model.prefix = prefix
@@ -141,6 +150,7 @@ def install_adaption(model: Any, settings: AdaptionSettings) -> None:
     from peft.tuners.adaption_prompt import AdaptedAttention
 
     layers = model.get_decoder().layers
+    # For 0 this is layers[0:], all of them.
     for layer in layers[-settings.layers :]:
         layer.self_attn = AdaptedAttention(model.config.model_type, settings.length, layer.self_attn)
 

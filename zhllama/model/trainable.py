@@ -35,6 +35,7 @@ class NewRowsEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., length) ids to (..., length, hidden)."""
+        # Each id is looked up in both, clamped into range; `where` gives the wrong one no gradient.
         old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
         new = F.embedding((ids - self.first_new).clamp(min=0), self.new_rows).to(old.dtype)
         return torch.where((ids >= self.first_new)[..., None], new, old)
@@ -57,6 +58,7 @@ class LossHead(nn.Module):
         Without labels, (..., hidden) to logits of (..., rows).
         """
         if labels is None:
+            # The slice is for ZeRO-3, which keeps the new rows in the frozen matrix too.
             logits = F.linear(hidden, self.weight[: self.first_new].to(hidden.dtype))
             if self.new_rows is None:
                 return logits
@@ -93,6 +95,7 @@ class TrainableModel(nn.Module):
         """
         hidden = self.hidden(input_ids, position_ids)
         target = labels[:, 1:]
+        # Only states that predict a label reach the output matrix: in tuning, prompts cost no logits.
         wanted = target != IGNORED
         labels = target[wanted]
         nats = None if self.on_loss is None else torch.empty_like(labels, dtype=torch.float32)
@@ -109,10 +112,12 @@ class TrainableModel(nn.Module):
         if self.noise and self.training:
             embedded = self.base.get_input_embeddings()(input_ids)
             inputs = {"inputs_embeds": embedded + noise_like(embedded, position_ids, self.noise)}
+        # Without a mask transformers builds its own from the positions; a prefix needs one with more columns.
         mask, prefix = None, getattr(self.base, "prefix", None)
         if prefix is not None:
             prefix()
             mask = prefix.mask(position_ids)
+            # The prefix takes the first positions of every document, as peft counts them.
             position_ids = position_ids + prefix.length
         states: Tensor = self.base.get_decoder()(
             **inputs, attention_mask=mask, position_ids=position_ids, use_cache=False
@@ -166,6 +171,7 @@ def load_trainable(
     Raises:
         UserError: a LoRA target that the model does not have.
     """
+    # Ends before LoRA, so that it finds no linear layer there; lean layers after it, as they replace its own.
     base, method = load_model(source, dtype, parts.quantise), parts.method
     base.requires_grad_(False)
     base.config.use_cache = False
@@ -181,10 +187,13 @@ def load_trainable(
     elif isinstance(method, AdaptionSettings):
         install_adaption(base, method)
     for name, parameter in base.named_parameters():
+        # The whole matrices; new rows have parameters of their own.
         at_the_ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
         chosen = parts.embeddings == "all" if at_the_ends else parts.full
         added = part_of(adapter_key(name)) in ("LoRA", "new rows", "prompts")
         parameter.requires_grad_(added or chosen)
+        # Float32, because in bfloat16 a step below 1/512 of a weight is rounded away. A parameter that ZeRO-3
+        # has parted is empty here, and DeepSpeed keeps a float32 master of it.
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
     recompute_activations(base)
