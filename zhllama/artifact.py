@@ -130,6 +130,7 @@ def create(
     """
     path = Path(output)
     with stopped_when_full(path):
+        # Before anything is fingerprinted: a refusal needs no look at a 70B model's bytes.
         continued = _is_unfinished(path, command, inputs)
         if continued and not resume:
             remove(path)
@@ -163,6 +164,7 @@ def create(
             return
         _grant_by_umask(path)
         record["seconds"] = round(time.monotonic() - begun, 1)
+        # Last: readers take a directory with a result for finished.
         record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
         write_json(path / RUN_FILE, record)
 
@@ -279,6 +281,7 @@ def _check_continues(path: Path, inputs: dict[str, dict[str, str]]) -> None:
 
 def _content_hash(path: Path) -> str:
     digest = hashlib.sha256()
+    # By name: the order of a listing is the file system's own.
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file.is_file() and not any(NOT_CONTENT.match(part) for part in relative.parts):

@@ -80,6 +80,7 @@ def run(name: str, arguments: list[str]) -> None:
     """Parse the settings of a command and call it; a UserError exits with code 2."""
     from zhllama.config import UserError, parse
 
+    # Before the command's module, which may import torch.
     _share_cores()
     module, function_name = COMMANDS[name][0].split(":")
     function = getattr(import_module(module), function_name)
@@ -88,6 +89,7 @@ def run(name: str, arguments: list[str]) -> None:
     )  # libraries' notices are not the user's business
     config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
     try:
+        # DeepSpeed's launcher adds --local_rank, which the environment says as well.
         function(parse(name, config_class, [a for a in arguments if not a.startswith("--local_rank")]))
     except UserError as problem:
         sys.exit(_refuse(f" {name}", str(problem)))
@@ -111,6 +113,7 @@ def _share_cores() -> None:
 
 def _lost_a_rank(message: str) -> bool:
     """Whether gloo broke off because another process is gone: what it raises would bury that one's own error."""
+    # gloo's messages carry no type or code of their own.
     return "gloo" in message and any(sign in message for sign in ("by peer", "Broken pipe"))
 
 

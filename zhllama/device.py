@@ -17,12 +17,14 @@ def default_device() -> str:
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of the best of a few square matrix products in this process."""
+    # Large enough to reach the peak, small enough to take some milliseconds.
     size = 8192 if device.type == "cuda" else 768
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
         begun = time.perf_counter()
         (left @ right).sum().item()  # waits for the product
+        # The best, not the mean: whatever else the machine does makes a product slower, never faster.
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
 
@@ -59,5 +61,6 @@ def remove_shared_file(rank: int) -> None:
 
     To be called when all ranks have opened it: what is open stays usable until the last of them ends, killed or not.
     """
+    # The name that deepspeed/ops/csrc/cpu/comm/shm.cpp gives it.
     name = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank}"
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{name}").unlink(missing_ok=True)

@@ -24,7 +24,6 @@ text-align:left;white-space:pre-wrap}svg{max-width:100%;height:auto}.token{borde
 .note{color:#666}
 """
 TOKEN_COLOURS = ("#cfe8ff", "#ffe2bf", "#d6f5d0", "#f6d4ee", "#fff3b0")
-# Blue and orange stay apart for colour-blind readers and in grey print.
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
@@ -34,6 +33,7 @@ CHINESE_FONTS = (
     "SimHei",
 )
 LINE_STYLES = ("-", "--", ":")  # for more curves than colours
+# Blue and orange stay apart for colour-blind readers and in grey print.
 PALETTE = ("#1f6fb2", "#e07b00", "#2a9d5c", "#b0307a", "#666666", "#8c6d1f")
 
 
@@ -75,11 +75,13 @@ class Page:
 
         buffer = io.StringIO()
         with (
+            # Text as text, with ids drawn from a fixed salt: the same figure gives the same bytes.
             matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zhllama"}),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the characters
             figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        # An SVG inside HTML has neither an XML declaration nor a document type.
         svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
         self.parts.append(svg)
 
@@ -99,6 +101,7 @@ def line_plot(
     figure, axes = _axes(title)
     for index, (name, (x, y)) in enumerate(curves.items()):
         colour = PALETTE[index % len(PALETTE)]
+        # A new style once the colours are used up.
         style = LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)]
         marker = "." if len(x) < 30 else None
         axes.plot(x, y, label=name, color=colour, linestyle=style, linewidth=1.8, marker=marker)
@@ -173,8 +176,10 @@ def _axes(title: str) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure as NewFigure
 
     installed = set(font_manager.get_font_names())
+    # matplotlib asks the fonts one after the other for each character; a missing one would be warned of.
     fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed), "sans-serif"]
     matplotlib.rcParams |= {"font.family": fonts, "text.parse_math": False}  # a dollar is a dollar
+    # Without pyplot: that keeps figures alive, and asks for a screen.
     figure = NewFigure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

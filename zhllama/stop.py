@@ -32,6 +32,7 @@ def stopped_when_full(output: Path) -> Iterator[None]:
 
 def remove(path: Path) -> None:
     """Delete a directory in one step: a kill in between leaves another name, and no part that nobody knows."""
+    # Hidden, and in the same folder: a name elsewhere may be on another disk, which is no single step.
     gone = path.with_name(f".{path.name}.removed")
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)

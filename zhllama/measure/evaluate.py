@@ -66,6 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
             for name, file in texts.items()
         ]
         report = {str(row[0]): dict(zip(HEADER[1:], row[1:], strict=True)) for row in rows}
+        # Every digit; run.json rounds to five.
         artifact.write_json(run.path / "report.json", report)
         _page(config, rows).write(run.path / "report.html")
         run.result = {name: round(float(str(values["bits per byte"])), 5) for name, values in report.items()}

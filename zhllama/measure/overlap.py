@@ -5,6 +5,8 @@ from __future__ import annotations
 
 def longest_common(left: str, right: str) -> int:
     """The length of the longest common subsequence; a row of the table is one integer's bits (Hyyrö 2004)."""
+    # Bit i of a character says that it stands at place i of `left`. Each zero bit of `row` is a character in
+    # common; the carry of the addition moves it to the earliest place, for a whole row of the table at once.
     places: dict[str, int] = {}
     for at, character in enumerate(left):
         places[character] = places.get(character, 0) | 1 << at

@@ -96,12 +96,14 @@ def scale_data(config: ScaleDataConfig) -> None:
     planned = []
     for count, run in runs.items():  # all are parsed before the first starts
         file = run.with_suffix(".jsonl")
+        # A file for each run, so that the run's record names its rows by fingerprint.
         lines = [json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in rows[:count]]
         file.write_text("".join(lines), encoding="utf-8")
         paths = ["--model", config.model, "--data", json.dumps([{"file": str(file)}]), "--output", str(run)]
         more = [f"--{flag}" for flag in config.flags]
         planned.append((run, ["--config", config.recipe, *paths, *more]))
     for run, arguments in planned:
+        # A finished run is not trained again: a series takes hours.
         if "result" not in artifact.read_record(run):
             say(f"\n$ zhllama sft {' '.join(arguments)}")
             sft(parse("sft", SftConfig, arguments))
@@ -145,6 +147,7 @@ def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
     """All conversations in an order that the seed decides, but for repeats and what the evaluation asks."""
     settings = MixtureSettings(evaluation=[config.evaluation])
     files = [read_conversations(source.checked(), source.format) for source in config.data]
+    # What is asked must not be learnt. Before the shuffle, so that every run loses the same rows.
     remove_evaluation(files, settings)
     remove_duplicates(files, settings.similarity)
     for source, file in zip(config.data, files, strict=True):
@@ -155,6 +158,7 @@ def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
         raise UserError(
             f"rows {config.rows[-1]}: the data has only {len(kept):,}; ask for fewer, or give more data"
         )
+    # One order for all: the rows of a shorter run are among those of every longer one.
     random.Random(config.seed).shuffle(kept)
     return kept
 
@@ -205,6 +209,7 @@ def _bits_per_character(
     samples = [encode(row, tokenizer) for row in rows]
     blocks = pack_conversations(samples, block_size, tokenizer.eos_token_id)
     with speaking(model):
+        # A mean by reply token, times the tokens: what the answers cost together.
         nats = token_loss(model, blocks) * sum(sum(learnt) for _, learnt in samples)
     return nats / math.log(2) / sum(len(row[1]["content"]) for row in rows)
 

@@ -68,6 +68,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         ids = torch.from_numpy(self.ids[index].astype(np.int64))
         lengths = self.lengths[self.offsets[index] : self.offsets[index + 1]].tolist()
         used, size = sum(lengths), len(ids)
+        # What stands behind the documents is a segment of its own: nothing that is learnt sees it.
         segments = [size] if self.attend_across_documents else [*lengths, size - used]
         positions = torch.cat([torch.arange(length) for length in segments])
         # A segment's first token follows nothing that it may see.

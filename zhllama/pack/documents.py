@@ -93,6 +93,7 @@ def pack(config: PackConfig) -> None:
         if replay is not None:
             texts.append(_text(replay))
         sources = [
+            # Hidden files beside the result: ids wait there for the mixture, uncounted by fingerprints.
             _fitted(run.path / f".source-{number}", text, tokenizer, config)
             for number, text in enumerate(texts)
         ]
@@ -100,6 +101,7 @@ def pack(config: PackConfig) -> None:
         main = blocks_per_source(available[: len(texts) - (replay is not None)], weights, config.max_epochs)
         replayed = _replay_count(config, sum(main), available[-1]) if replay is not None else 0
         counts = [*main, replayed] if replay is not None else main
+        # Any id would do: padding has no label, and nothing sees it.
         padding = tokenizer.eos_id() if tokenizer.pad is None else tokenizer.id_of(tokenizer.pad)
         tokens = write_blocks(run.path, sources, counts, config.block_size, padding).tolist()
         for source in sources:
@@ -146,6 +148,7 @@ def _by_kind(config: PackConfig, corpora: list[Corpus]) -> list[Text]:
 def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> FittedCorpus:
     """One source tokenised into `file` and fitted into blocks; UserError for less text than one block."""
     documents = track(text.documents, f"tokenising {Path(text.name).name}")
+    # What this process may use: a container or Slurm gives fewer cores than the machine has.
     threads = config.threads or len(os.sched_getaffinity(0))
     encoded = encode_to_file(documents, tokenizer, file, threads)
     total = int(encoded.lengths.sum())
@@ -159,6 +162,7 @@ def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> Fi
 def _replay_count(config: PackConfig, main: int, available: int) -> int:
     """Blocks of replay, with a warning where they fall short of their share."""
     count = choose_replay(main, available, config.replay_share, config.max_epochs)
+    # What the share asks for, whatever the epochs.
     wanted = choose_replay(main, main, config.replay_share, float("inf"))
     if count < wanted:
         warn(

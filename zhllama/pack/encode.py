@@ -41,6 +41,7 @@ class Encoded:
 
 def encode_to_file(documents: Iterable[str], tokenizer: Loaded, file: Path, threads: int) -> Encoded:
     """Tokenise documents into a new file; the same for any number of threads."""
+    # Something to concatenate where there is no document at all.
     lengths: list[NDArray[Any]] = [np.empty(0, dtype=np.int64)]
     with file.open("wb") as stream:
         for ids, sizes in encode_documents(documents, tokenizer, threads):
@@ -74,6 +75,8 @@ def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int =
     with _ours(fast), ThreadPoolExecutor(threads) as pool:
         for texts in _batches(documents):
             waiting.append(pool.submit(encode, texts))
+            # The oldest first, in the order of the documents. Twice as many wait as work, so that memory does
+            # not grow where reading is faster than tokenising.
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -101,6 +104,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 @contextmanager
 def _ours(fast: Any) -> Iterator[None]:
     """Special tokens' names read as text, and no threads of the library's own, until the end."""
+    # The tokenizer is the caller's: its settings come back even after an error.
     names = fast.encode_special_tokens
     fast.encode_special_tokens = True
     try:

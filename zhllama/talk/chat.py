@@ -85,6 +85,7 @@ class Speaker:
         self.model = load_model(source, default_dtype())
         if adapter is not None:
             self.model = open_adapter(adapter, self.model)
+            # A prefix takes positions from the text.
             self.positions -= getattr(self.model.active_peft_config, "num_virtual_tokens", 0) or 0
         self.model.to(default_device()).eval()
         self.ends = end_ids(self.model, self.tokenizer)
@@ -98,6 +99,7 @@ class Speaker:
             UserError: a conversation that fills the model's positions, or that its chat template refuses.
         """
         if self.config.system is not None:
+            # Templates know one system message, at the front.
             others = [message for message in messages if message["role"] != "system"]
             messages = [{"role": "system", "content": self.config.system}, *others]
         return encode_prompt(messages, self.tokenizer, self.positions)
@@ -158,6 +160,7 @@ def _answer_file(config: ChatConfig, source: ModelDirectory, adapter: RunDirecto
     with artifact.create(config.output, "report", "chat", config, inputs, resume=True) as run:
         answers = _answer_all(config, prompts, Speaker(source, adapter, config), run.path / "answers.part")
         rows = []
+        # Written anew in the order of the prompts: `answers.part` has them by length.
         for messages, answer in zip(prompts, answers, strict=True):
             said = {"role": "assistant", "content": answer.pop("reply")}
             rows.append(json.dumps({"messages": [*messages, said], **answer}, ensure_ascii=False) + "\n")

@@ -22,6 +22,7 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Every id that ends a reply: the tokenizer's EOS first, then those of `generation_config`."""
     named = model.generation_config.eos_token_id
     more = named if isinstance(named, list) else [named]
+    # Llama-3's chat models end a turn with one token and a text with another.
     found = [tokenizer.eos_token_id, *more]
     return list(dict.fromkeys(end for end in found if end is not None))
 
@@ -49,6 +50,7 @@ def generate(
     if heat > 0:
         sampling |= {"temperature": heat}
     else:
+        # None overrules generation_config.json, whose values would be warned about where nothing is sampled.
         sampling |= {"temperature": None, "top_p": None, "top_k": None}
     with torch.no_grad():
         output = model.generate(
@@ -57,6 +59,7 @@ def generate(
             max_new_tokens=limit,
             do_sample=heat > 0,
             eos_token_id=ends or None,
+            # What follows a row's end is cut off below, so pad may be an end itself.
             pad_token_id=ends[0] if ends else 0,
             use_cache=True,
             streamer=streamer,
@@ -70,6 +73,7 @@ def batches(prompts: Sequence[Sequence[int]], size: int, limit: int, positions: 
 
     Only prompts that leave room for equally long replies go together: a long one cuts no other's reply short.
     """
+    # Longest first: a batch that does not fit into memory fails at once, not after hours.
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     for _, alike in groupby(order, key=lambda place: room(prompts[place], limit, positions)):
         places = list(alike)

@@ -76,10 +76,12 @@ class StepCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.file = Path(args.output_dir) / METRICS
+        # What came after the checkpoint comes again.
         kept = [line for line in read_metrics(self.file) if line["step"] <= state.global_step]
         if kept:
             self.before, self.readings.counts.tokens = kept[-1]["seconds"], kept[-1]["tokens"]
             self.characters = kept[-1]["characters"]
+        # Replaced in one step: a kill while writing would lose what hours have measured.
         part = self.file.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         part.replace(self.file)
@@ -98,6 +100,7 @@ class StepCallback(TrainerCallback):
             )
         if self.max_minutes is not None:
             self._plan_steps(args, state, control)
+        # A step that overflowed has moved nothing: the look waits for the next one.
         if state.global_step == self.first_look:
             self.first_look += self.skipped > 0
         look = state.global_step == self.first_look
@@ -110,6 +113,7 @@ class StepCallback(TrainerCallback):
 
     def _look(self, state: Any, changes: dict[str, float]) -> None:
         """Say what the first step has moved; LoRA must have, or without it anything."""
+        # LoRA's product moves in the first step, with B; of the rows none may occur in it.
         if not changes.get("LoRA", max(changes.values())):
             raise UserError(f"step {state.global_step} moved nothing; raise train.learning_rate")
         norms = ", ".join(f"{part} {norm:.3g}" for part, norm in changes.items())
@@ -128,10 +132,12 @@ class StepCallback(TrainerCallback):
             return
         left = max(0.0, self.max_minutes * 60 - self.before - (now - self.warm))
         planned = state.global_step + int(left * (done - 1) / (now - self.warm))
+        # Clocks differ, and a rank that stopped a step before the others would leave them waiting for it.
         steps = torch.tensor(min(planned, self.limit), device=args.device)
         if args.world_size > 1:
             torch.distributed.broadcast(steps, 0)
         state.max_steps = self.readings.counts.planned_steps = int(steps)
+        # The Trainer's own callback stands first and has compared this step with the plan before.
         control.should_training_stop |= state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -139,6 +145,7 @@ class StepCallback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         norm = logs.get("grad_norm")
+        # Logged before it is saved: no checkpoint holds such a step. float16's scaler skips it itself.
         if norm is not None and not math.isfinite(norm) and not args.fp16:
             raise UserError(
                 f"step {state.global_step}: the gradient's norm is {norm}; lower train.learning_rate and start again, "
@@ -172,6 +179,7 @@ class StepCallback(TrainerCallback):
             f"{self.ideal * done / (seconds - self.before):.0%} of the matmul peak"
         )
         self.bar.update(self.task, completed=state.global_step, total=state.max_steps, note=note)
+        # A log file gets about ten lines instead of a bar.
         if not console.is_terminal and (state.global_step % max(1, state.max_steps // 10) == 0):
             rest = (seconds - self.before) / done * (state.max_steps - state.global_step)
             say(f"step {state.global_step}/{state.max_steps}  {note}  {rest / 60:.1f} min left")
@@ -207,6 +215,7 @@ class LookCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look every so many steps, and after the last one in time for its line in `metrics.jsonl`."""
         every = self.progress.settings.every
+        # A time budget has been looked at: StepCallback stands before this one.
         last = control.should_training_stop or state.global_step >= state.max_steps
         if last or (every and state.global_step % every == 0):
             self._look(state, control)
@@ -222,6 +231,7 @@ class LookCallback(TrainerCallback):
                 self.journal.page(self.progress.result)
 
     def _takes_part(self, state: Any) -> bool:
+        # The other ranks wait at their next collective; under ZeRO-3 each layer is made whole by all of them.
         return bool(state.is_world_process_zero or is_deepspeed_zero3_enabled())
 
     def _look(self, state: Any, control: Any) -> None:
@@ -234,8 +244,10 @@ class LookCallback(TrainerCallback):
         self.journal.add(state.global_step, found, write=state.is_world_process_zero)
         losses = found.get("held_out", {})
         if losses:
+            # The look before the first step has no line of its own.
             self.clock.held_out = losses if state.global_step else {}
             wanted = control.should_log  # which `log` takes back, and the step's own line would be missing
+            # TensorBoard and its like show what begins with eval_ as a group of its own.
             self.log({f"eval_{name}_loss": loss for name, loss in losses.items()})
             control.should_log = wanted
         self.clock.pause(time.monotonic() - begun)

@@ -39,6 +39,7 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
+        # The whole file each time: a look takes far longer than its lines.
         part = self.output / f"{PROGRESS}.part"
         part.write_text(
             "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines), encoding="utf-8"

@@ -22,6 +22,7 @@ class LossTally:
 
     def __init__(self, tokenizer: Loaded, rows: int, device: torch.device) -> None:
         self.counts = torch.from_numpy(token_counts(tokenizer, rows)).long().to(device)
+        # (other or Chinese; nats, tokens, bytes, characters). A float32 stops counting at 2^24.
         self.totals = torch.zeros(2, 4, dtype=torch.float64, device=device)
 
     def add(self, labels: Tensor, nats: Tensor) -> None:
@@ -49,6 +50,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines = file.read_text(encoding="utf-8").split("\n")
+    # Whole lines end in a newline: after the last one there is nothing, or what a kill cut short.
     return [json.loads(line) for line in lines[:-1]]
 
 

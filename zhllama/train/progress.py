@@ -87,7 +87,9 @@ class Progress:
         self.training = mixture.samples.select(kept)
         pad = self.tokenizer.eos_token_id
         self.held = {name: pack_conversations(rows, block_size, pad) for name, rows in held.items()}
+        # Of training prompts a model may know the replies by heart.
         asked = [row for rows in held.values() for row in rows] or mixture.samples
+        # An answer twice as long as the reply that it has learnt from has not learnt to stop.
         self.asked = draw_short(asked, settings.endings, settings.max_new_tokens // 2, seed)
         self.of_training = not held
         self.result: dict[str, Any] = {}
@@ -124,6 +126,7 @@ class Progress:
         count = len(self.asked)
         self.result["endings"] = {"asked": count, "ended": ended, "limit": limit, "rows": kind}
         line = f"{ended} of {count} answers to {kind} prompts ended within {limit} tokens"
+        # A few may ramble, or need more than the limit; half must stop.
         if 2 * ended >= count:
             say(line)
         else:
@@ -162,6 +165,7 @@ def speaking(model: TrainableModel) -> Iterator[None]:
     model.eval()
     dtype = model.base.dtype
     try:
+        # What trains is float32, and the frozen weights beside it may not be.
         with torch.autocast(model.base.device.type, dtype=dtype, enabled=dtype != torch.float32):
             yield
     finally:

@@ -86,6 +86,7 @@ def threads_at_rest() -> Iterator[None]:
         yield
     finally:
         if torch.distributed.is_initialized():
+            # Without it one exit in fifty was aborted.
             time.sleep(0.2)
 
 
@@ -102,6 +103,7 @@ def train(run: Run, blocks: Blocks, progress: Progress | None = None) -> dict[st
         if value is not None and value <= 0:
             raise UserError(f"{name} {value}: it must be above 0")
     check_choice(parts, base, start, blocks.ids.shape[1], is_deepspeed_zero3_enabled())
+    # LoRA's A and prompts are drawn while the model loads, before the Trainer sets its seed.
     set_seed(settings.train.seed)
     if settings.train.deepspeed:
         import deepspeed

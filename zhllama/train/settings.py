@@ -23,13 +23,17 @@ def training_defaults() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "train.bf16": prefers_bf16(),
+        # Without CUDA the Trainer takes a Mac's MPS, which lacks the float64 that losses are counted in.
         "train.use_cpu": not cuda,
+        # Pinned memory serves copies to CUDA, and warns where there is none.
         "train.dataloader_pin_memory": cuda,
+        # LoRA's usual rate; full training takes a tenth of it.
         "train.learning_rate": 2e-4,
         "train.lr_scheduler_type": "cosine",
         "train.warmup_steps": 0.05,
         "train.num_train_epochs": 1.0,
         "train.report_to": ["tensorboard"],
+        # A line a step in metrics.jsonl costs nothing.
         "train.logging_steps": 1,
         "train.save_total_limit": 2,
     }
@@ -43,6 +47,7 @@ def check_arguments(train: Any) -> None:
             or rate of training, an evaluation that has nothing to evaluate.
     """
     if not torch.cuda.is_available():
+        # DeepSpeed looks for its accelerator once, when it is first asked for one.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     services = [train.report_to] if isinstance(train.report_to, str) else train.report_to
     for service in set(services) - {"all", "none", *get_available_reporting_integrations()}:
@@ -55,9 +60,11 @@ def check_arguments(train: Any) -> None:
                 "train.deepspeed: on CPU DeepSpeed compiles an op on its first start, and there is no C++ compiler; "
                 "install g++, or set --train.deepspeed null"
             )
+        # What a launcher sets. Without them DeepSpeed asks MPI.
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        # Not 29500, which launchers take unless told otherwise.
         os.environ.setdefault("MASTER_PORT", "29511")
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise UserError("train.max_steps or train.num_train_epochs: one of them must be above 0")
@@ -65,6 +72,7 @@ def check_arguments(train: Any) -> None:
         raise UserError(f"train.learning_rate {train.learning_rate}: it must be above 0")
     if train.neftune_noise_alpha is not None and train.neftune_noise_alpha <= 0:
         raise UserError(f"train.neftune_noise_alpha {train.neftune_noise_alpha}: it must be above 0, or null")
+    # Text as a recipe gives it, or the enum that a parser makes of it.
     if str(train.eval_strategy) not in ("no", "IntervalStrategy.NO"):
         raise UserError(
             f"train.eval_strategy {train.eval_strategy}: runs do not evaluate; use zhllama evaluate"

@@ -65,6 +65,7 @@ class BlockTrainer(Trainer):
         blocks: Blocks,
         progress: Progress | None = None,
     ) -> None:
+        # transformers 5 takes this folder from the environment alone.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(settings.output) / "logs")
         super().__init__(model=model, args=settings.train, train_dataset=blocks)
         self.model_accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
@@ -104,6 +105,8 @@ class BlockTrainer(Trainer):
     # Trainer's own hooks from here on.
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        # Of all micro-batches and ranks of a step, so that each token weighs the same. The Trainer then
+        # multiplies the loss by the number of ranks, over which gradients are averaged.
         learnt = sum(int((batch["labels"][..., 1:] != IGNORED).sum()) for batch in batch_samples)
         count = torch.tensor(learnt, device=device)
         if self.args.world_size > 1:
@@ -119,6 +122,7 @@ class BlockTrainer(Trainer):
         The Trainer itself would log the average of the losses before, and go on.
         """
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # All ranks stop, or none: the others would wait for one that is gone.
         here = torch.isfinite(loss.detach()).logical_not()
         anywhere = here.to(torch.int32)
         if self.args.world_size > 1:
@@ -168,6 +172,7 @@ class BlockTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add bits per byte and tokens to the Trainer's own line."""
+        # A look's line has none: it comes from the first rank alone, and counting takes all ranks.
         if "loss" in logs:
             logs |= self.tally.take(self.args.world_size)
             logs["tokens"] = self.counts.tokens
@@ -179,12 +184,14 @@ class BlockTrainer(Trainer):
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             rate = self.settings.embedding_learning_rate
             rate = self.args.learning_rate if rate is None else rate
+            # AdamW decays rows that a batch does not hold, at a gradient of 0: rare ones would fade.
             groups: dict[str, dict[str, Any]] = {
                 "matrices": {"params": [], "weight_decay": self.args.weight_decay},
                 "vectors": {"params": [], "weight_decay": 0.0},
                 "rows": {"params": [], "weight_decay": 0.0, "lr": rate},
             }
             for key, parameter in self.model.trainable().items():
+                # ZeRO-3 leaves the parameter itself empty.
                 shape = getattr(parameter, "ds_shape", parameter.shape)
                 kind_of = "matrices" if len(shape) > 1 else "vectors"
                 groups["rows" if part_of(key) in ("new rows", "embeddings") else kind_of]["params"].append(
@@ -201,6 +208,7 @@ class BlockTrainer(Trainer):
 
         def factor(step: int) -> float:
             warm = self.args.get_warmup_steps(self.counts.planned_steps)
+            # Never 0, unlike transformers': a budget may hold few steps.
             if step < warm:
                 return float((step + 1) / (warm + 1))
             return 0.5 + 0.5 * math.cos(
@@ -251,6 +259,7 @@ class BlockTrainer(Trainer):
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         fits = optimizer_fits(Path(resume_from_checkpoint), True, self.args.world_size)
+        # Now, as DeepSpeed copies parameters into its float32 masters when it starts.
         if not fits:
             load_adapter(self.model.trainable(), Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -271,6 +280,7 @@ class BlockTrainer(Trainer):
             "or data repeats or is skipped"
         )
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        # A schedule sets rates in its next step only.
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
