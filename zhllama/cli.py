@@ -11,8 +11,8 @@ from importlib import import_module
 
 PATIENCE = 10  # seconds that other ranks leave the first one to report a mistake
 
-# stage -> name -> (module:function, what it does), in the order in which they are used. Help prints this table, so it
-# must not import what the commands import.
+# stage -> name -> (module:function, what it does), in the order in which they are used. Help prints this
+# table, so it must not import what the commands import.
 STAGES = {
     "start here": {
         "demo": ("zhllama.demo.run:demo", "the whole pipeline on weights and text out of Python packages"),
@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"\nzhllama {name}: interrupted; inputs are untouched, the output is marked unfinished",
             file=sys.stderr,
         )
+        # 128 + SIGINT, as shells report an interrupt.
         sys.exit(130)
 
 
@@ -87,6 +88,7 @@ def run(name: str, arguments: list[str]) -> None:
     warnings.filterwarnings(
         "ignore", category=FutureWarning
     )  # libraries' notices are not the user's business
+    # The one argument's type is the schema of the command's settings.
     config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
     try:
         # DeepSpeed's launcher adds --local_rank, which the environment says as well.
@@ -101,10 +103,8 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def _share_cores() -> None:
-    """Divide the cores among the ranks of this machine: launchers leave each rank all of them.
-
-    Two ranks on two cores take twice as long per step otherwise. Set before torch is imported, which reads it.
-    """
+    """Divide the cores among the ranks of this machine: launchers leave each rank all of them."""
+    # Two ranks on two cores take twice as long per step otherwise. torch reads it when it is imported.
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if ranks > 1:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -118,7 +118,8 @@ def _lost_a_rank(message: str) -> bool:
 
 
 def _refuse(where: str, message: str) -> int:
-    """Print the one line. Ranks make the same mistake together: the first speaks, and the launcher ends the others."""
+    """Print the one line."""
+    # Ranks make the same mistake together: the first speaks, the launcher ends the others as they wait.
     if os.environ.get("RANK", "0") != "0":
         time.sleep(PATIENCE)
     print(f"zhllama{where}: error: {' '.join(message.split())}", file=sys.stderr)

@@ -23,6 +23,7 @@ text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:lef
 text-align:left;white-space:pre-wrap}svg{max-width:100%;height:auto}.token{border-radius:3px;padding:1px 2px;margin:0 1px}
 .note{color:#666}
 """
+# Neighbours differ, so that each token's end shows.
 TOKEN_COLOURS = ("#cfe8ff", "#ffe2bf", "#d6f5d0", "#f6d4ee", "#fff3b0")
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
@@ -120,6 +121,7 @@ def bar_plot(
     figure, axes = _axes(title)
     width = 0.8 / max(len(series), 1)
     for index, (name, values) in enumerate(series.items()):
+        # Side by side, the middle of them at the group's number.
         places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
         heights = [0.0 if value is None else value for value in values]
         bars = axes.bar(places, heights, width * 0.92, label=name, color=PALETTE[index % len(PALETTE)])
@@ -158,6 +160,7 @@ def stacked_plot(
         heights = [below + value for below, value in zip(heights, values, strict=True)]
     axes.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=8, padding=2)
     for name, limit in limits.items():
+        # A limit far above would press the bars to the ground.
         if limit <= 1.5 * max(heights):
             axes.axhline(limit, color="#666666", linewidth=1, linestyle="--")
             axes.text(len(groups) - 0.5, limit, name, fontsize=8, va="bottom", ha="right", color="#666666")
@@ -165,6 +168,7 @@ def stacked_plot(
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(y_label)
     handles, labels = axes.get_legend_handles_labels()
+    # From the top down, as the layers lie.
     axes.legend(handles[::-1], labels[::-1], frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 

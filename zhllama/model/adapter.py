@@ -38,6 +38,7 @@ ROWS_KEY = "token_adapter.trainable_tokens_delta"  # peft's name for rows given 
 class LoraSettings:
     """Low-rank adaptation of the linear layers (Hu et al., arXiv 2106.09685)."""
 
+    # Rank, scale and targets are those of Chinese-LLaMA-2's pretraining.
     rank: int = 64
     """Rank of A and B."""
     alpha: int = 128
@@ -224,6 +225,7 @@ def save_adapter(
         peft_config.inference_mode = True
         if new_rows:
             indices = list(range(config.vocab_size - new_rows, config.vocab_size))
+            # A list is of the input embedding, to which peft ties the output; two matrices are named.
             peft_config.trainable_token_indices = (
                 indices if config.tie_word_embeddings else {"embed_tokens": indices, "lm_head": indices}
             )

@@ -18,8 +18,7 @@ ROWS_AT_ONCE = 8192
 def norms_of_change(model: TrainableModel, base: ModelDirectory, lora_scale: float) -> dict[str, float]:
     """Frobenius norms of the change since `base`: of new rows, old rows, LoRA, prompts, layers.
 
-    LoRA's is that of its scaled B @ A, prompts' that since their start. Frozen rows are compared too, so 0 for the old
-    rows is measured, not assumed. Under ZeRO-3 every rank must call this.
+    LoRA's is that of its scaled B @ A, prompts' that since their start. Under ZeRO-3 every rank must call this.
     """
     squares: dict[str, float] = {}
     trained = {key.removeprefix(PREFIX): parameter for key, parameter in model.trainable().items()}
@@ -35,6 +34,7 @@ def norms_of_change(model: TrainableModel, base: ModelDirectory, lora_scale: flo
             if "lora_A" not in name:
                 continue
             part, square = "LoRA", _product(parameter, trained[name.replace("lora_A", "lora_B")], lora_scale)
+        # Prompts have no base to differ from. A prefix alone is saved under a key without peft's beginning.
         elif PREFIX + name in model.start or name in model.start:
             start = model.start.get(PREFIX + name, model.start.get(name))
             assert start is not None
@@ -46,7 +46,9 @@ def norms_of_change(model: TrainableModel, base: ModelDirectory, lora_scale: flo
                 _difference(parameter, base, name.replace(ROWS_KEY, "weight"), new=True),
             )
         elif name in ends:
+            # Frozen rows too: that they did not move is measured, not assumed.
             part, square = "old rows", _difference(parameter, base, name, last=-new if new else None)
+            # Trained whole: its last rows are the new ones.
             if new and parameter.requires_grad:
                 moved = _difference(parameter, base, name, first=-new)
                 squares["new rows"] = squares.get("new rows", 0.0) + moved

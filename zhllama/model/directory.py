@@ -16,6 +16,7 @@ from zhllama.tokenizer.load import Loaded, load_opened
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# The ends' names in every checkpoint of the LLaMA family.
 INPUT_KEY = "model.embed_tokens.weight"
 OUTPUT_KEY = "lm_head.weight"
 
@@ -76,6 +77,7 @@ class ModelDirectory(HubDirectory):
     @property
     def new_rows(self) -> int:
         """How many rows `resize-embeddings` added, by the directory's own record; 0 for a foreign directory."""
+        # Padding behind the last token counts: such rows are trained and saved with the others.
         return int(self.result.get("rows", 0)) - int(self.result.get("first_new", 0))
 
     def check_block_size(self, block_size: int) -> None:

@@ -129,14 +129,14 @@ def _adds(run: RunDirectory, before: Sequence[RunDirectory], base: ModelDirector
 def _merged_into(model: dict[str, str], base: str) -> list[str] | None:
     """Fingerprints of the runs that merge-adapter folded into `base`, in order, to make a model; None if it did not.
 
-    Only `run.json` files are read, so the model's weights may be gone. Fingerprints are not computed again by merging:
-    another machine rounds matrix products otherwise.
+    Only `run.json` files are read, so the model's weights may be gone.
 
     Args:
         model: path and fingerprint, as a run's record names its input.
     """
     if model["fingerprint"] == base:
         return []
+    # By records, not by merging again and comparing: another machine rounds matrix products otherwise.
     record = artifact.read_record(model["path"])
     # The directory may have been written anew since: its record vouches only for what it holds now.
     made = record.get("result", {}).get("fingerprint") == model["fingerprint"]
@@ -186,6 +186,7 @@ def fold(run: RunDirectory, base: ModelDirectory) -> Change:
             # A tied checkpoint may store its matrix twice; both copies get what the input has learnt.
             source = PREFIX + (INPUT_KEY if tied else name).removesuffix(".weight")
             if f"{source}.{ROWS_KEY}" in keys:
+                # The last rows are the new ones; those before them are copied bit for bit.
                 rows = read_tensor(file, f"{source}.{ROWS_KEY}")
                 return torch.cat([tensor[: -len(rows)], rows.to(tensor.dtype)])
             module = source
@@ -202,9 +203,6 @@ def _listed(runs: Sequence[RunDirectory]) -> str:
 
 def _difference(runs: Sequence[RunDirectory], base: ModelDirectory, merged: ModelDirectory) -> float:
     """Mean total variation of next-token probabilities over fixed prompts, 0 to 1, computed in float32.
-
-    Against the base with the last adapter open on it; those before it are merged by peft, not by us.
-    Layers that trained in full are put into the loaded base; peft has no part in them.
 
     Raises:
         UserError: more than rounding to the stored dtype explains.
@@ -236,6 +234,7 @@ def _opened(runs: Sequence[RunDirectory], base: ModelDirectory) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft unties a matrix that was trained in full
         for run in runs:
+            # peft knows no layers that trained in full: they are put into the loaded base.
             if run.parts.full:
                 change = fold(run, base)
                 model.load_state_dict(
@@ -243,7 +242,7 @@ def _opened(runs: Sequence[RunDirectory], base: ModelDirectory) -> Any:
                 )
                 continue
             model = PeftModel.from_pretrained(model, str(run))
-            # The later run was trained on the merged model, so peft must merge the earlier ones as well.
+            # Only the last one stays open; those before it are merged by peft, which is to vouch for them.
             if run != runs[-1]:
                 model = model.merge_and_unload()
                 # peft unties the config, as the ends have a matrix each; the next adapter trained on one.

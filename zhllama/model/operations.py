@@ -35,6 +35,7 @@ def operations(config: Any, block: int, frozen: int, trained: int, rows: int) ->
         rows: trained parameters of the output matrix.
     """
     depth = config.num_hidden_layers
+    # Heads need not be together as wide as the states, and older configs do not say how wide they are.
     width = config.num_attention_heads * (config.head_dim or config.hidden_size // config.num_attention_heads)
     forward = 2.0 * depth * (frozen + trained)
     return {

@@ -44,10 +44,12 @@ class ProbeConfig:
     input stays."""
     noise: float = InitSettings.noise
     """Noise on the rows, as init.noise of resize-embeddings."""
+    # In benchmarks/results/probe.md the order at step 25 is that at step 50.
     steps: int = 50
     """Optimiser steps from each initialisation."""
     measure_every: int = 10
     """Steps between two measurements of the held-out text."""
+    # pretrain's default: the ranking is meant for it.
     learning_rate: float = 2e-4
     """Learning rate of AdamW on the new rows: a linear warm-up, then a linear fall to 0."""
     block_size: int = 256

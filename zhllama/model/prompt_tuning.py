@@ -38,6 +38,7 @@ class PrefixSettings:
 class AdaptionSettings:
     """LLaMA-Adapter: prompts attended to beside the text, behind a gate that starts at 0 (arXiv 2303.16199)."""
 
+    # LLaMA-Adapter's own length; it prompts the top 30 of 32 layers.
     length: int = 10
     """How many vectors each layer's prompt has."""
     layers: int = 0
@@ -72,16 +73,14 @@ def check_adaption(model: ModelDirectory, settings: AdaptionSettings) -> None:
 
 
 class Prefix(nn.Module):
-    """A trained prefix, and the cache that attention layers take it from.
-
-    The cache keeps nothing: a layer that runs again, as activation checkpointing makes it, finds the same.
-    """
+    """A trained prefix, and the cache that attention layers take it from."""
 
     def __init__(self, length: int, config: Any) -> None:
         super().__init__()
         self.length, self.depth = length, int(config.num_hidden_layers)
         self.heads, self.width = kv_shape(config)
         size = self.depth * 2 * self.heads * self.width
+        # Under peft's name, so that the parameter's key is that of its file.
         self.register_parameter(PREFIX_KEY, nn.Parameter(torch.empty(length, size).normal_()))
         # By layer; empty means that there is no prefix, and layers are left alone.
         self.states: list[tuple[Tensor, Tensor]] = []
@@ -102,6 +101,7 @@ class Prefix(nn.Module):
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values, (batch, heads, length, width), behind those of the prefix."""
+        # Nothing is kept: a layer that runs again, as activation checkpointing makes it, must find the same.
         before = (state.to(key.dtype).expand(len(key), -1, -1, -1) for state in self.states[layer])
         first, second = before
         return torch.cat([first, key], dim=2), torch.cat([second, value], dim=2)

@@ -158,6 +158,7 @@ def new_rows(
     """Rows for new ids from the old matrix, (len(parts), hidden) float32; rows without sub-tokens get the mean."""
     matrix = old.float()
     mean, deviation = matrix.mean(0), matrix.std()
+    # A row without text starts as the average token, at its length: 0 would be an outlier.
     fresh = mean.repeat(len(parts), 1)
     with_text = [row for row, (ids, _) in enumerate(parts) if ids and how not in ("global", "random")]
     if with_text:

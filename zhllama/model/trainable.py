@@ -90,8 +90,7 @@ class TrainableModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Loss over labels other than -100, shifted by one, divided by `num_items_in_batch` (default: its own).
 
-        Positions that restart at 0 inside a row separate documents: without an attention mask, transformers
-        then builds the block-diagonal causal mask. All inputs are (batch, length) int64.
+        Positions that restart at 0 inside a row separate documents. All inputs are (batch, length) int64.
         """
         hidden = self.hidden(input_ids, position_ids)
         target = labels[:, 1:]
@@ -112,7 +111,8 @@ class TrainableModel(nn.Module):
         if self.noise and self.training:
             embedded = self.base.get_input_embeddings()(input_ids)
             inputs = {"inputs_embeds": embedded + noise_like(embedded, position_ids, self.noise)}
-        # Without a mask transformers builds its own from the positions; a prefix needs one with more columns.
+        # Given no mask and no cache, transformers builds a block-diagonal causal mask where positions
+        # restart. A prefix needs one with more columns.
         mask, prefix = None, getattr(self.base, "prefix", None)
         if prefix is not None:
             prefix()
@@ -201,6 +201,7 @@ def load_trainable(
         trim_before([base.get_output_embeddings()])
         share_keys(base)
     model = TrainableModel(base, count)
+    # Without one the Trainer, or ZeRO-3, gives each part its place.
     return model.to(device) if device else model
 
 
@@ -243,12 +244,11 @@ def _install_rows(base: Any, source: ModelDirectory, count: int) -> None:
 
 
 def _without_last(weight: nn.Parameter, first: int, source: ModelDirectory, key: str) -> nn.Parameter:
-    """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them.
-
-    A matrix in the file's own dtype is mapped, not read: there a view holds nothing, and a copy would hold the rest.
-    """
+    """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them."""
     if hasattr(weight, "ds_id"):
         return weight
+    # A matrix in the file's own dtype is mapped, not read: a view of it holds nothing, a copy would hold the
+    # rest. One that was cast on loading is in memory whole, and only a copy lets go of its other rows.
     with source.tensor(key) as stored:
         mapped = stored[:1].dtype == weight.dtype
     rows = weight.detach()[:first]
@@ -258,6 +258,7 @@ def _without_last(weight: nn.Parameter, first: int, source: ModelDirectory, key:
 def last_rows(source: ModelDirectory, key: str, count: int) -> Tensor:
     """The last rows of a tensor, read from disk: under ZeRO-3 no rank holds the whole matrix."""
     with source.tensor(key) as tensor:
+        # And as stored: the loaded matrix is rounded to the precision of training.
         return torch.as_tensor(tensor[-count:]).float()
 
 

@@ -62,13 +62,13 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`input_ids`, `position_ids` (restarting per document) and `labels`, each (size,) int64.
 
-        Restarting positions are what keeps attention inside a document; padding has positions of its own and no
-        labels. With `attend_across_documents` positions run on, and a document's first token is learnt as well.
+        With `attend_across_documents` positions run on, and a document's first token is learnt as well.
         """
         ids = torch.from_numpy(self.ids[index].astype(np.int64))
         lengths = self.lengths[self.offsets[index] : self.offsets[index + 1]].tolist()
         used, size = sum(lengths), len(ids)
-        # What stands behind the documents is a segment of its own: nothing that is learnt sees it.
+        # Positions that restart are what keeps attention inside a document. Padding is a segment of its own,
+        # so that nothing sees it.
         segments = [size] if self.attend_across_documents else [*lengths, size - used]
         positions = torch.cat([torch.arange(length) for length in segments])
         # A segment's first token follows nothing that it may see.

@@ -53,8 +53,7 @@ def encode_to_file(documents: Iterable[str], tokenizer: Loaded, file: Path, thre
 def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int = 1) -> Iterator[Batch]:
     """Batches of ids and of the documents' lengths; the tokenizer's own BOS rule, and EOS at the end of each.
 
-    A special token's name inside the text stays text: `</s>` in a web page must not end a document. Threads of
-    ours, one batch each, beat both the tokenizer's own (which hand their results from core to core) and processes.
+    A special token's name inside the text stays text: `</s>` in a web page must not end a document.
 
     Raises:
         UserError: the tokenizer has no EOS token.
@@ -71,6 +70,9 @@ def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int =
             sizes.append(len(ids))
         return np.frombuffer(b"".join(parts), dtype), sizes
 
+    # Threads of ours, a batch each: 2.98 MB/s on two busy cores with LLaMA's tokenizer and 17,000 pieces,
+    # where the library's own, which hand their results from core to core, made 2.65 and two processes 2.25.
+    # With a byte-level tokenizer it was 1.49, 0.74 and 0.64.
     waiting: deque[Future[Batch]] = deque()
     with _ours(fast), ThreadPoolExecutor(threads) as pool:
         for texts in _batches(documents):

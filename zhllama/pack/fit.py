@@ -92,6 +92,7 @@ def best_fit(lengths: NDArray[Any], size: int) -> NDArray[Any]:
             placed = len(chosen) * each
             result[order[at : at + placed]] = np.repeat(chosen, each)
             at += placed
+            # Full blocks stand at bit 0, which a shift by any length drops.
             left = free - each * length
             room.setdefault(left, []).extend(chosen)
             rooms |= 1 << left
@@ -127,6 +128,7 @@ def _dissolve(
     hole_ends = np.cumsum((size - used[fullest[:allowed]])[::-1])
     cuts = np.union1d(ends, hole_ends[hole_ends < ends[-1]])
     begins = np.concatenate([[0], cuts[:-1]])
+    # Which document a piece is of, and which hole it goes into.
     piece = np.searchsorted(ends, begins, side="right")
     hole = np.searchsorted(hole_ends, begins, side="right")
     return (

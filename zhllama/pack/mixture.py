@@ -52,12 +52,12 @@ def choose_replay(main: int, available: int, share: float, max_epochs: float) ->
 def interleave(counts: Sequence[int], available: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
     """(blocks,) which source each block of the mixture comes from, and which block of it that is.
 
-    Each source is spread evenly from the first block to the last, its own blocks in a drawn order (fitting has
-    sorted them by length), drawn anew each time it is repeated.
+    Each source is spread evenly from the first block to the last, its own blocks in a drawn order.
     """
     drawn = np.random.default_rng(SEED)
     blocks = []
     for count, size in zip(counts, available, strict=True):
+        # Fitting has sorted blocks by the lengths of their documents. Each pass has an order of its own.
         passes = [drawn.permutation(size) for _ in range(-(-count // size))]
         blocks.append(np.concatenate([np.empty(0, dtype=np.int64), *passes])[:count])
     # Block k of n stands at (k + 1/2) / n of the way: merging the sources' places spreads each evenly.
@@ -89,6 +89,7 @@ def write_blocks(
             for number, one in enumerate(sources):
                 rows = np.flatnonzero(source[first : first + step] == number)
                 chosen, of_rows = block[first + rows], pieces[first + rows]
+                # Pieces of these blocks among those of the source, and below among all of the mixture.
                 wanted = spans(one.fitted.offsets[chosen], of_rows)
                 lengths[spans(offsets[first + rows], of_rows)] = one.fitted.lengths[wanted]
                 tokens[number] += _gather(ids, rows, of_rows, one, wanted)

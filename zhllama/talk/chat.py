@@ -79,6 +79,7 @@ class Speaker:
     """
 
     def __init__(self, source: ModelDirectory, adapter: RunDirectory | None, config: ChatConfig) -> None:
+        # The first two refuse for themselves where there is nothing to load.
         if not (source.positions and source.shards and source.tokenizer.chat_template):
             raise UserError(f"--model {source}: no chat template inside, so it cannot chat")
         self.positions, self.tokenizer = source.positions, source.chat_tokenizer
@@ -200,6 +201,7 @@ def _answer_all(
     if answers:
         say(f"{part}: {len(answers)} of {len(prompts)} prompts are answered already")
     groups = list(batches(encoded, config.batch_size, config.max_new_tokens, speaker.positions))
+    # A group is answered whole or again: its sampling begins at its seed.
     left = [places for places in groups if not answers.keys() >= set(places)]
     with part.open("a", encoding="utf-8") as stream, progress_bar() as bar:
         task = bar.add_task("answering", total=len(prompts), completed=len(answers), note="")
@@ -209,6 +211,7 @@ def _answer_all(
                 ended = "eos" if reply.ended else "length"
                 answers[place] = {"reply": speaker.text(reply), "ended": ended, "tokens": len(reply.ids)}
             stream.write("".join(json.dumps([at, answers[at]], ensure_ascii=False) + "\n" for at in places))
+            # A kill then costs one group at most.
             stream.flush()
             bar.update(task, completed=len(answers))
     return [answers[place] for place in range(len(prompts))]

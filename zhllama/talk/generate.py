@@ -42,8 +42,8 @@ def generate(
         sampling: `temperature` (0 takes the likeliest), `top_p`, `repetition_penalty`.
     """
     longest = max(map(len, prompts))
-    # A row is padded with its own first token, which nothing attends to: pad may be EOS, and a penalty on repeated
-    # tokens would then fall on ending the reply.
+    # A row is padded with its own first token, which nothing attends to: pad may be EOS, and a penalty on
+    # repeated tokens would then fall on ending the reply.
     rows = [[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     heat = sampling.pop("temperature", 0.0)
@@ -61,6 +61,7 @@ def generate(
             eos_token_id=ends or None,
             # What follows a row's end is cut off below, so pad may be an end itself.
             pad_token_id=ends[0] if ends else 0,
+            # Switched off in the config of a model that trains.
             use_cache=True,
             streamer=streamer,
             **sampling,

@@ -65,6 +65,7 @@ class StepCallback(TrainerCallback):
 
     def pause(self, seconds: float) -> None:
         """Leave so many seconds out of the time of training."""
+        # Both clocks, of the whole and of the speed, run on from later.
         self.begun += seconds
         self.warm += seconds
 
@@ -121,12 +122,11 @@ class StepCallback(TrainerCallback):
             say(f"norm of the change after step {state.global_step}: {norms}")
 
     def _plan_steps(self, args: Any, state: Any, control: Any) -> None:
-        """Plan the steps that are left from the speed so far; all ranks take the first one's.
-
-        The first step compiles and warms up: neither budget nor speed counts it.
-        """
+        """Plan the steps that are left from the speed so far; all ranks take the first one's."""
         assert self.max_minutes is not None
         now, done = time.monotonic(), state.global_step - self.start_step
+        # The first step compiles and warms up: neither budget nor speed counts it. Steps are only ever taken
+        # away, as `limit` is what the recipe asks for.
         if done == 1:
             self.warm, self.limit = now, state.max_steps
             return
@@ -173,6 +173,7 @@ class StepCallback(TrainerCallback):
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         done = state.global_step - self.start_step
+        # Rates of tokens and characters are the whole run's, the share of the peak is this launch's.
         note = (
             f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte  "
             f"{logs['tokens'] / seconds:,.0f} tokens/s  {self.characters / seconds:,.0f} characters/s  "
@@ -190,10 +191,7 @@ class StepCallback(TrainerCallback):
 
 
 class LookCallback(TrainerCallback):
-    """Looks on the first rank alone, but for ZeRO-3, where no rank has a model without the others.
-
-    The time of a look counts neither in the speed of training nor in its budget.
-    """
+    """Looks on the first rank alone, but for ZeRO-3, where no rank has a model without the others."""
 
     def __init__(
         self,
@@ -250,4 +248,5 @@ class LookCallback(TrainerCallback):
             # TensorBoard and its like show what begins with eval_ as a group of its own.
             self.log({f"eval_{name}_loss": loss for name, loss in losses.items()})
             control.should_log = wanted
+        # Looks count neither in the speed of training nor in its budget.
         self.clock.pause(time.monotonic() - begun)

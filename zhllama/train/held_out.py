@@ -52,10 +52,7 @@ def hold_out(
 def draw_short(
     samples: Sequence[EncodedConversation], count: int, most: int, seed: int
 ) -> list[EncodedConversation]:
-    """Different samples by seed, whose first reply has at most `most` tokens; the shortest where few are so short.
-
-    Of many samples some thousand are looked at.
-    """
+    """Different samples by seed, whose first reply has at most `most` tokens; the shortest where few are so short."""
     different = _different(samples, range(len(samples)), LOOKED_AT, f"{seed}")
     short = [sample for sample in different if _first_reply(sample) <= most]
     return (short if len(short) >= count else sorted(different, key=_first_reply))[:count]

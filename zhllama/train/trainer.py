@@ -75,10 +75,12 @@ class BlockTrainer(Trainer):
         self.counts = RunCounts()
         self.tally = LossTally(base.tokenizer, model.config.vocab_size, self.args.device)
         model.on_loss = self.tally.add
+        # StepCallback's line has what theirs lack: bits per byte, the time left of a budget.
         for quiet in (PrinterCallback, ProgressCallback):
             self.remove_callback(quiet)
         readings = Readings(self.counts, self.flops_per_step, self.changes, self.step_was_skipped)
         clock = StepCallback(readings, settings.max_minutes)
+        # Before the looks, which ask whether it has ended the run.
         self.add_callback(clock)
         if progress is not None:
             self.add_callback(LookCallback(progress, model, Path(settings.output), clock, self.log))
@@ -94,6 +96,7 @@ class BlockTrainer(Trainer):
             remove_others(output, limit=None)
             self._check_space()
         outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        # A budget may end a run after its last checkpoint.
         self.save_model()
         if is_first_rank():
             check_saved(output, self.model, self.base, True, self.start)
@@ -117,10 +120,8 @@ class BlockTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The Trainer's, but a loss that is no number ends the run before it reaches the weights.
-
-        The Trainer itself would log the average of the losses before, and go on.
-        """
+        """The Trainer's, but a loss that is no number ends the run before it reaches the weights."""
+        # The Trainer itself would log the average of the losses before, and go on.
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # All ranks stop, or none: the others would wait for one that is gone.
         here = torch.isfinite(loss.detach()).logical_not()
@@ -220,10 +221,11 @@ class BlockTrainer(Trainer):
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter and, for a checkpoint, re-open it; under ZeRO-3 every rank takes part in gathering."""
+        """Write the adapter and, for a checkpoint, re-open it."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save and _internal_call:
             self._check_space()
+        # On every rank: ZeRO-3 makes a parameter whole by all of them.
         state = gathered_state(self.model.trainable(), self.args.should_save)
         if self.args.should_save:
             config, count = self.model.config, self.model.new_row_count
@@ -235,6 +237,7 @@ class BlockTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's, sealed when every rank has written, and old ones deleted only then."""
+        # The Trainer would delete old ones before the new one is sealed: a kill in between would leave none.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
@@ -284,5 +287,6 @@ class BlockTrainer(Trainer):
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
+    # The Trainer's would look for the files of a whole model.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_adapter(self.model.trainable(), Path(resume_from_checkpoint))

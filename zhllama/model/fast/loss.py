@@ -11,10 +11,10 @@ from torch import Tensor
 from zhllama.device import product_dtype
 
 IGNORED = -100  # PyTorch's label for "no loss here"
-# Of a chunk's logits in float32, the largest buffer the loss ever holds: 568 tokens for 55,296 rows. Smaller chunks
-# make products that are slower: 256 tokens took 1.3 times as long.
+# Of a chunk's logits in float32, the largest buffer the loss ever holds: 568 tokens for 55,296 rows. Smaller
+# chunks make products that are slower: 256 tokens took 1.3 times as long.
 CHUNK_BYTES = 120 * 2**20
-# Rows per product of a gradient, so that none is as large as the gradient itself, and rows converted at a time.
+# Rows per product of a gradient, so that none is as large as the gradient itself; rows converted at once.
 ROWS = 4096
 
 
@@ -144,7 +144,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype, new_dtype = ctx.dtypes
 
         def scaled(grad: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-            # In place: autograd takes the detached result as `.grad` without a copy, and refuses a second backward.
+            # In place, and detached: autograd takes it as `.grad` without a copy; a second backward is refused.
             return None if grad is None else grad.mul_(outer[0]).detach().to(dtype)
 
         # One gradient for each argument of forward; labels and nats have none.

@@ -54,8 +54,8 @@ def _is_plain(layer: Any) -> bool:
 
 
 # The attribute of a norm's or gate's result that says how to make it again: a `_Maker` and its tensors. LoRA
-# keeps these, which the norm or gate keeps anyway, instead of the result. Whatever stands between (a dropout, a
-# cast) gives a tensor without the attribute, and LoRA keeps its input then.
+# keeps these, which the norm or gate keeps anyway, instead of the result. Whatever stands between (a dropout,
+# a cast) gives a tensor without the attribute, and LoRA keeps its input then.
 MADE_BY = "made_by"
 
 
