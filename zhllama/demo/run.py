@@ -23,7 +23,7 @@ class DemoConfig:
     output: str = "build/demo"
     """Folder for everything (about 2.5 GB); --fast adds -fast to its name."""
     fast: bool = False
-    """Less training, fewer pieces, less held-out text: under 4 minutes instead of 25."""
+    """Take less training, fewer pieces and less held-out text: under 4 minutes instead of 25."""
 
 
 def demo(config: DemoConfig) -> None:

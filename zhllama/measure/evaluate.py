@@ -23,15 +23,15 @@ class EvaluateConfig:
     """Measure bits per byte of a model, or of an adapter on its base, on any text files."""
 
     output: str
-    """New report directory."""
+    """New report directory to write."""
     text: list[str] = field(default_factory=list)
     """Text to measure as name=FILE, repeatable; .txt, .jsonl or .parquet."""
     model: str | None = None
-    """Model directory."""
+    """Model directory to measure; with --adapter its base, where that has moved."""
     adapter: str | None = None
     """Run directory of pretrain or sft, measured on its base without merging."""
     block_size: int = 512
-    """Longest context in tokens; longer documents are read in windows of this size."""
+    """The longest context in tokens; longer documents are read in windows of this size."""
     max_bytes: int = 0
     """Use whole documents from the front of each file until this many bytes; 0 uses all."""
 

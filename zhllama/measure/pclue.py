@@ -40,7 +40,7 @@ class ScorePclueConfig:
     references: str
     """pCLUE's JSONL with `target` and `type`, the rows in the same order."""
     output: str
-    """New report directory."""
+    """New report directory to write."""
 
 
 def score_pclue(config: ScorePclueConfig) -> None:

@@ -46,7 +46,7 @@ class ScaleDataConfig:
     """Tune one model on more and more rows of the same data, and score each by task category."""
 
     model: str
-    """Model directory, its chat template inside."""
+    """Model directory to tune, its chat template inside."""
     data: list[InstructionSource]
     """Instruction files; their rows are shuffled together, and each run takes the first so many."""
     evaluation: str
@@ -64,11 +64,11 @@ class ScaleDataConfig:
     answered: int = 8
     """Questions of each task category that are answered, for ROUGE-L; 0 for none."""
     max_new_tokens: int = 256
-    """Longest answer in tokens."""
+    """The longest answer, in tokens."""
     block_size: int = 1024
-    """Longest question and reference answer in tokens; longer ones are left out and counted."""
+    """The longest question and reference answer together, in tokens; longer ones are left out and counted."""
     seed: int = 0
-    """Decides the order of the rows and which questions are asked."""
+    """The seed that decides the order of the rows and which questions are asked."""
 
     def __post_init__(self) -> None:
         """Refuse a series that shows nothing."""

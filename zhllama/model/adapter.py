@@ -40,17 +40,17 @@ class LoraSettings:
 
     # Rank, scale and targets are those of Chinese-LLaMA-2's pretraining.
     rank: int = 64
-    """Rank of A and B."""
+    """The rank of LoRA's two matrices, A and B."""
     alpha: int = 128
-    """The update is scaled by alpha / rank."""
+    """LoRA's update, B @ A, is scaled by alpha / rank."""
     dropout: float = 0.0
-    """Dropout before A."""
+    """Dropout on LoRA's input while training."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
-    """Names of the linear layers that get an adapter."""
+    """The linear layers that get LoRA, by their names."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank), which keeps high ranks learning (rsLoRA, arXiv 2312.03732)."""
+    """Scale the update by alpha / sqrt(rank) instead, which keeps high ranks learning (rsLoRA, arXiv 2312.03732)."""
     dora: bool = False
     """Train each output's norm beside its direction (DoRA, arXiv 2402.09353); slower by about a half."""
 

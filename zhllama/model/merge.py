@@ -33,9 +33,9 @@ class MergeAdapterConfig:
     adapter: list[str]
     """Run directory of pretrain or sft, the first of which names the base; repeatable, in the order of training."""
     output: str
-    """New model directory."""
+    """New model directory to write."""
     model: str | None = None
-    """The base, where it has moved since the first run."""
+    """Model directory of the base, where it has moved since the first run."""
     verify: bool = True
     """Compare logits of adapters-on-base and merged on fixed prompts before finishing (loads the model twice)."""
 

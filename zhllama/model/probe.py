@@ -36,14 +36,14 @@ class ProbeConfig:
     corpus: str
     """Corpus directory or file; its front is trained on, and what follows that is held out."""
     output: str
-    """New report directory."""
+    """New report directory to write."""
     init_input: list[Initialisation] = field(default_factory=lambda: list(ALL))
     """Initialisations of input rows to try (repeatable; all unless some are given)."""
     init_output: list[Initialisation] = field(default_factory=lambda: list(ALL))
     """Initialisations of output rows to try, for untied models: the default serves while inputs are tried, then the best
     input stays."""
     noise: float = InitSettings.noise
-    """Noise on the rows, as init.noise of resize-embeddings."""
+    """Add this noise to the rows, as init.noise of resize-embeddings does."""
     # In benchmarks/results/probe.md the order at step 25 is that at step 50.
     steps: int = 50
     """Optimiser steps from each initialisation."""
@@ -53,13 +53,13 @@ class ProbeConfig:
     learning_rate: float = 2e-4
     """Learning rate of AdamW on the new rows: a linear warm-up, then a linear fall to 0."""
     block_size: int = 256
-    """Longest context in tokens."""
+    """The longest context in tokens, in training and when held-out text is measured."""
     batch_size: int = 8
     """Blocks of tokens per step; short documents share them."""
     held_out_bytes: int = 20_000
-    """Text to judge on; a fifth of the corpus where that is short."""
+    """Bytes of text to judge on; a fifth of the corpus where that is short."""
     seed: int = 0
-    """Decides the noise, the random rows and the order of batches, which is the same for all."""
+    """The seed that decides the noise, the random rows and the order of batches, which is the same for all."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot work, and lists that are empty or name something twice."""

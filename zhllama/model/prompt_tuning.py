@@ -26,7 +26,7 @@ class PrefixSettings:
     """Keys and values before every conversation, trained for each layer (Li & Liang, arXiv 2101.00190)."""
 
     length: int = 30
-    """How many positions the prefix takes; they start as those of the first tokens of the training data."""
+    """How many positions the prefix takes; keys and values start as those of the training data's first tokens."""
 
     def __post_init__(self) -> None:
         """Refuse an empty prefix."""
@@ -40,9 +40,9 @@ class AdaptionSettings:
 
     # LLaMA-Adapter's own length; it prompts the top 30 of 32 layers.
     length: int = 10
-    """How many vectors each layer's prompt has."""
+    """How many vectors the adaption prompt of a layer has."""
     layers: int = 0
-    """How many layers have one, counted from the top; 0 takes all."""
+    """How many layers have an adaption prompt, counted from the top; 0 takes all."""
 
     def __post_init__(self) -> None:
         """Refuse prompts that do nothing."""

@@ -36,11 +36,11 @@ class InitSettings:
     # Defaults by benchmarks/results/probe.md, after 50 steps on an untied model: means in the input end 0.161
     # bits per byte below lengths, lengths in the output 0.029 below means.
     input: Initialisation = "mean"
-    """Input rows: mean, length-weighted, first or last of the base's sub-token rows, global mean, or random."""
+    """Start input rows as the mean, length-weighted mean, first or last of sub-tokens' rows, global mean or random."""
     output: Initialisation = "length"
-    """Output rows of an untied model; tied models have only input rows."""
+    """The same choice for the output rows of an untied model; a tied model has only input rows."""
     noise: float = 0.01
-    """Seeded noise as a share of the matrix's standard deviation: plain means leave exact duplicates."""
+    """Add seeded noise, a share of the matrix's standard deviation: plain means leave exact duplicates."""
 
 
 @dataclass
@@ -52,12 +52,12 @@ class ResizeConfig:
     tokenizer: str
     """Directory that merge-tokenizer wrote from that model's tokenizer."""
     output: str
-    """New model directory."""
+    """New model directory to write."""
     init: InitSettings = field(default_factory=InitSettings)
     seed: int = 0
-    """Decides the noise and the random rows."""
+    """The seed that decides the noise and the random rows."""
     measure: bool = True
-    """Bits per byte before and after: holds the whole model, twice in turn; without it one shard and the embedding."""
+    """Measure bits per byte before and after: holds the whole model, twice in turn; else one shard and the embedding."""
     text: list[str] = field(default_factory=list)
     """Text to measure as name=FILE, repeatable; without any, a short passage each of Chinese and English."""
     max_bytes: int = 20_000

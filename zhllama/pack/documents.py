@@ -27,15 +27,15 @@ class PackConfig:
     """Tokenise corpora and pack them into blocks; every document ends with EOS, newlines survive."""
 
     corpus: list[str]
-    """Corpus directory or file (repeatable)."""
+    """Corpus directory or file to pack; repeatable."""
     model: str
     """Model directory whose tokenizer to use; the blocks fit only that tokenizer."""
     output: str
-    """New tokens directory."""
+    """New tokens directory to write."""
     block_size: int = 1024
     """Tokens per block; longer documents are cut, shorter ones only where padding would exceed 1%."""
     weight: list[float] = field(default_factory=list)
-    """Share of each corpus among the corpora, in their order (repeatable); all of each, once, without it."""
+    """Share of each corpus among the corpora, in their order; repeatable. Without shares all of each is packed once."""
     shares: dict[str, float] = field(default_factory=dict)
     """Share of each kind of document, such as {books: 0.3, web: 0.7}, in place of weights; a kind is the folder of the
     raw corpus that `clean` found a document in (`other`: in none). Kinds not named are left out."""
@@ -47,7 +47,7 @@ class PackConfig:
     max_epochs: float = 4.0
     """How often a corpus or the replay may be repeated to reach its share."""
     threads: int = 0
-    """Threads that tokenise; 0 takes all cores."""
+    """How many threads tokenise; 0 takes all cores."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot work."""

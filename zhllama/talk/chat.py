@@ -31,25 +31,25 @@ class ChatConfig:
     adapter: str | None = None
     """Run directory of pretrain or sft, used on its base --model without merging."""
     prompt: list[str] = field(default_factory=list)
-    """Answer these and exit; repeatable."""
+    """A prompt to answer instead of talking; repeatable."""
     input: str | None = None
     """JSONL of prompts to answer: instruction (and input), pCLUE's input, or messages; needs --output."""
     output: str | None = None
     """Directory for answers.jsonl, with --input; an unfinished one is continued."""
     system: str | None = None
-    """System prompt; the template's own by default."""
+    """System prompt of every conversation; the template's own by default."""
     max_new_tokens: int = 256
-    """Longest answer in tokens."""
+    """The longest answer, in tokens."""
     temperature: float = 0.0
-    """0 always takes the likeliest token; higher samples more freely."""
+    """How freely tokens are sampled; 0 always takes the likeliest."""
     top_p: float = 0.9
     """Sample from the likeliest tokens that make up this much probability."""
     repetition_penalty: float = 1.1
-    """Above 1, tokens already used become less likely."""
+    """By how much tokens already used become less likely; 1 leaves them as they are."""
     seed: int = 0
-    """Decides what is sampled."""
+    """The seed that decides what is sampled."""
     batch_size: int = 16
-    """Prompts of a file answered side by side."""
+    """How many prompts of a file are answered side by side."""
 
     def __post_init__(self) -> None:
         """Refuse combinations that would be ignored."""

@@ -31,17 +31,17 @@ class ProgressSettings:
     """What a run shows of itself."""
 
     every: int = 0
-    """Steps from one look to the next, besides those before the first step and after the last; 0 for none."""
+    """Steps from one look at the run to the next, besides those before the first step and after the last; 0 for none."""
     prompts: list[str] = field(default_factory=list)
-    """Answered at every look; `progress.html` shows the answers side by side."""
+    """Prompts to answer at every look; `progress.html` shows the answers side by side."""
     prompts_file: str | None = None
-    """More of them: JSONL as `chat --input` reads it."""
+    """A file of more prompts to answer at every look: JSONL as `chat --input` reads it."""
     held_out: int = 0
-    """Rows of each source kept from training, to measure the loss by source at every look."""
+    """Rows of each source to keep from training, to measure the loss by source at every look."""
     endings: int = 8
-    """Prompts of the data answered after training, to see whether the model ends its answers; 0 for none."""
+    """Prompts of the data to answer after training, to see whether the model ends its answers; 0 for none."""
     max_new_tokens: int = 128
-    """Longest answer in tokens."""
+    """The longest answer at a look, in tokens."""
 
     def __post_init__(self) -> None:
         """Refuse what shows nothing."""

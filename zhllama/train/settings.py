@@ -88,12 +88,12 @@ class TrainingSettings:
     output: str
     """Run directory; an unfinished one is continued from its last checkpoint."""
     embeddings: Embeddings = "new"
-    """Which embedding rows train: the new ones, all, or none."""
+    """Train these embedding rows: the new ones, all, or none."""
     body: Body = "lora"
-    """What of the layers trains: LoRA, all their parameters (full), or nothing; or a prompt beside them instead: a
+    """Train this of the layers: LoRA, all their parameters (full), or nothing; or instead a prompt beside them: a
     prefix, or LLaMA-Adapter's (adaption)."""
     embedding_learning_rate: float | None = None
-    """Learning rate of the embedding rows; train.learning_rate by default."""
+    """The learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     prefix: PrefixSettings = field(default_factory=PrefixSettings)
     adaption: AdaptionSettings = field(default_factory=AdaptionSettings)

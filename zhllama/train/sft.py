@@ -32,7 +32,7 @@ class SftConfig(TrainingSettings):
     """Tokens per block; conversations are packed whole."""
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     embeddings: Embeddings = "none"
-    """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
+    """Train these embedding rows: the new ones, all, or none (pretraining has trained them)."""
     # Rank and alpha are alpaca-lora's: replies are less to learn than a language.
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
     progress: ProgressSettings = field(default_factory=ProgressSettings)

@@ -144,7 +144,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype, new_dtype = ctx.dtypes
 
         def scaled(grad: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-            # In place, and detached: autograd takes it as `.grad` without a copy; a second backward is refused.
+            # In place, detached: autograd takes it as `.grad` uncopied, and a second backward is refused.
             return None if grad is None else grad.mul_(outer[0]).detach().to(dtype)
 
         # One gradient for each argument of forward; labels and nats have none.
