@@ -112,7 +112,8 @@ def _share_cores() -> None:
 
 
 def _lost_a_rank(message: str) -> bool:
-    """Whether gloo broke off because another process is gone: what it raises would bury that one's own error."""
+    """Whether gloo broke off because another process is gone."""
+    # What it raises would bury the error of that process.
     # gloo's messages carry no type or code of their own.
     return "gloo" in message and any(sign in message for sign in ("by peer", "Broken pipe"))
 

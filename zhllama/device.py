@@ -56,10 +56,8 @@ def default_dtype() -> torch.dtype:
 
 
 def remove_shared_file(rank: int) -> None:
-    """Unlink the memory by which this rank meets the others on CPU: DeepSpeed never does, 69 MB of RAM a rank.
-
-    To be called when all ranks have opened it: what is open stays usable until the last of them ends, killed or not.
-    """
-    # The name that deepspeed/ops/csrc/cpu/comm/shm.cpp gives it.
+    """Unlink the memory by which this rank meets the others on CPU, once all ranks have opened it."""
+    # DeepSpeed never does, and 69 MB of RAM a rank would stay taken. What is open stays usable until the last
+    # of them ends, killed or not. The name that deepspeed/ops/csrc/cpu/comm/shm.cpp gives it.
     name = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank}"
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{name}").unlink(missing_ok=True)

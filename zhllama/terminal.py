@@ -69,21 +69,20 @@ def warn(message: str) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table: first column left, the others right; floats to three decimals.
-
-    No value is cut and no word broken: in a terminal too narrow for that, each row becomes a list of its own.
-    """
+    """A table: first column left, the others right; floats to three decimals."""
     cells = [[cell_text(cell) for cell in row] for row in rows]
     console.print(title, markup=False, style="bold")
     # A header may be wrapped between words, so it asks for no more than its longest word.
     columns = zip(*([max(name.split(), key=cell_len, default="") for name in header], *cells), strict=True)
     widths = [max(map(cell_len, column)) for column in columns]
     total = sum(widths) + GAP * (len(widths) - 1)
+    # No value is cut and no word broken: in too narrow a terminal each row is a list of its own.
     if console.is_terminal and total > console.width:
         _print_rows(header, cells)
         return
     wrapped = [_wrap(name, width) for name, width in zip(header, widths, strict=True)]
     height = max(map(len, wrapped))
+    # Short headers stand at the bottom, above their columns.
     for line in zip(*([""] * (height - len(lines)) + lines for lines in wrapped), strict=True):
         console.print(_aligned(line, widths), markup=False)
     console.print("─" * total, markup=False)

@@ -52,6 +52,7 @@ def write_base(directory: Path) -> None:
     fast.decoder = decoders.ByteLevel()
     fast.save(str(directory / "tokenizer.json"))
     roles = ("bos_token", "eos_token", "unk_token", "pad_token")
+    # The class that adds nothing of its own to what tokenizer.json says.
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
     write_json(
         directory / "tokenizer_config.json", settings | {role: getattr(tokenizer, role) for role in roles}
@@ -108,6 +109,7 @@ def package_texts() -> list[str]:
         str(d.metadata["Name"]): (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()
     }
     texts = [re.sub(r"\n{2,}", "\n", text).strip() for _, text in sorted(found.items())]
+    # English by its letters. Cut, as a few long pages would be all that is measured.
     return [text[:2000] for text in texts if len(text) > 1000 and text.isascii()]
 
 
@@ -120,6 +122,7 @@ def write_texts(raw: Path, held_out: Path) -> None:
     kept["english"] = english()
     # By place, not by chance: the same documents in every demo.
     training = {name: [text for i, text in enumerate(texts) if i % HELD_OUT] for name, texts in kept.items()}
+    # A blank line parts documents in a .txt file.
     (raw / "chinese" / "news.txt").write_text("\n\n".join(training["news"]), encoding="utf-8")
     write_jsonl(raw / "chinese" / "reviews.jsonl", training["reviews"])
     write_jsonl(raw / "english" / "python.jsonl", training["english"])

@@ -84,6 +84,7 @@ class Watch:
 
     def sample(self, process: psutil.Process) -> None:
         """Look every half second until told to stop."""
+        # A peak shorter than that may be missed.
         while not self.stop.wait(0.5):
             total = 0
             for one in (process, *process.children(recursive=True)):
@@ -199,6 +200,7 @@ def run_steps(steps: list[Step], log: Path) -> dict[str, tuple[float, float]]:
 def _run(step: Step, log: Path) -> tuple[float, float]:
     start = time.monotonic()
     watch = Watch()
+    # In the checkout: recipes name DeepSpeed's files from there.
     with subprocess.Popen(step.command(), cwd=ROOT) as process:
         sampler = threading.Thread(target=watch.sample, args=(psutil.Process(process.pid),), daemon=True)
         sampler.start()
@@ -235,5 +237,6 @@ def _clock(seconds: float) -> str:
 
 def _free_port() -> int:
     with socket.socket() as probe:
+        # 0 lets the system choose one that is free now.
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

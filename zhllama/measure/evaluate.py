@@ -75,6 +75,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def load_measured(source: ModelDirectory, adapter: RunDirectory | None) -> TrainableModel:
     """The model as training sees it, so that the loss is the same code; without adapter nothing is added to it."""
+    # Parts() trains nothing and adds nothing: the model as it is, in the loss of training.
     parts = Parts() if adapter is None else adapter.parts
     model = load_trainable(source, parts, default_dtype(), default_device())
     if adapter is not None:

@@ -56,6 +56,7 @@ def score_pclue(config: ScorePclueConfig) -> None:
     types = f"it needs a type ({', '.join(GROUPS)}) and a target"
     wanted = read_rows(references, "--references", _target, types)
     answers = read_rows(predictions, "--predictions", _answer, "it needs a target or messages")
+    # Rows of pCLUE have no ids: an answer belongs to the row at its place.
     if len(answers) != len(wanted):
         raise UserError(
             f"--predictions {predictions}: {len(answers):,} answers to {len(wanted):,} rows of {references}; "

@@ -184,6 +184,7 @@ def by_task(questions: list[Question], tokenizer: Any, config: ScaleDataConfig) 
                 f"evaluation {config.evaluation}: no question of {task!r} fits into block_size {config.block_size}; "
                 "raise it, or take that class out of the file"
             )
+    # [:None] is all of them.
     return {task: tasks[task][: config.questions or None] for task in sorted(tasks)}
 
 
@@ -212,6 +213,7 @@ def _bits_per_character(
     with speaking(model):
         # A mean by reply token, times the tokens: what the answers cost together.
         nats = token_loss(model, blocks) * sum(sum(learnt) for _, learnt in samples)
+    # Characters of the references are the same whatever the vocabulary.
     return nats / math.log(2) / sum(len(row[1]["content"]) for row in rows)
 
 

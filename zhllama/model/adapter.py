@@ -179,11 +179,9 @@ def parameter_count(parameter: Tensor) -> int:
 
 
 def gathered_state(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:
-    """Float32 copies on the CPU, empty without `keep`; under ZeRO-3 every rank must call it.
-
-    One parameter at a time is made whole: all together would not fit the GPUs that ZeRO-3 is for.
-    """
+    """Float32 copies on the CPU, empty without `keep`; under ZeRO-3 every rank must call it."""
     state: dict[str, Tensor] = {}
+    # Made whole one at a time: all together would not fit the GPUs that ZeRO-3 is for.
     for key, parameter in parameters.items():
         with gathered([parameter]):
             if keep:

@@ -45,6 +45,7 @@ class ModelDirectory(HubDirectory):
     @cached_property
     def tokenizer(self) -> Loaded:
         """The tokenizer inside, without transformers; raises UserError where there is none."""
+        # Without transformers, so that pack needs no torch, which takes seconds to import.
         return load_opened(self)
 
     @cached_property

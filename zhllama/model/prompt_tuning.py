@@ -90,6 +90,7 @@ class Prefix(nn.Module):
         rows = F.embedding(torch.arange(self.length, device=self.weight.device), self.weight)
         # peft's order: layer after layer, each its keys and then its values.
         parts = rows.view(self.length, self.depth * 2, self.heads, self.width).permute(1, 2, 0, 3)
+        # (layers x 2, heads, length, width): every other one is a layer's keys.
         self.states = [(parts[at], parts[at + 1]) for at in range(0, 2 * self.depth, 2)]
 
     @property
@@ -112,6 +113,7 @@ class Prefix(nn.Module):
         # four dimensions to the layers as it is.
         documents = (positions.diff(dim=1, prepend=positions[:, :1] - 1) != 1).cumsum(1)
         causal = torch.ones(2 * positions.shape[1:], dtype=torch.bool, device=positions.device).tril()
+        # (batch, length, length): a token sees those of its own document up to itself.
         seen = (documents[:, :, None] == documents[:, None, :]) & causal
         return F.pad(seen, (self.length, 0), value=True)[:, None]
 
@@ -122,6 +124,7 @@ class Prefix(nn.Module):
         cache = decoder(input_ids=ids[None], use_cache=True).past_key_values
         # Cached keys are rotated already, by the positions 0 to length - 1 of a prefix.
         states = [state[0].transpose(0, 1) for layer in cache.layers for state in (layer.keys, layer.values)]
+        # (length, layers x 2, heads, width), flattened behind the length.
         self.weight.copy_(torch.stack(states, dim=1).reshape(self.length, -1))
 
 

@@ -165,6 +165,7 @@ def new_rows(
         # One weighted sum per row, all rows at once.
         ids = torch.tensor([i for row in with_text for i in parts[row][0]])
         weights = torch.tensor([weight for row in with_text for weight in _weights(parts[row][1], how)])
+        # Where each row's sub-tokens begin among those of all rows.
         starts = torch.tensor([0, *(len(parts[row][0]) for row in with_text[:-1])]).cumsum(0)
         fresh[with_text] = F.embedding_bag(ids, matrix, starts, mode="sum", per_sample_weights=weights)
     spread = deviation if how == "random" else noise * deviation

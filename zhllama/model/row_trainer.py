@@ -110,4 +110,5 @@ class RowTrainer:
 def share_of_rate(step: int, steps: int) -> float:
     """How much of the learning rate a step (from 1) gets: up to the whole in the warm-up, then down towards 0."""
     warm = max(1, round(WARM_UP * steps))
+    # The last step still has a rate above 0.
     return step / warm if step <= warm else (steps - step + 1) / (steps - warm + 1)

@@ -24,6 +24,8 @@ from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, instal
 from zhllama.model.weights import load_model
 
 
+# A parameter of their own, not a mask over the gradient of the whole matrix: weight decay would move the old
+# rows all the same, and AdamW hold two averages of each.
 class NewRowsEmbedding(nn.Module):
     """Embedding whose ids from `first_new` on are looked up in a trained matrix of their own."""
 
@@ -66,6 +68,7 @@ class LossHead(nn.Module):
         return linear_cross_entropy(hidden, self.weight[: self.first_new], self.new_rows, labels, nats)
 
 
+# Not a PeftModel, whose forward pass makes the logits of every token; the Trainer takes any module.
 class TrainableModel(nn.Module):
     """A causal language model that returns a loss, and of which only the chosen parts train."""
 
@@ -154,6 +157,7 @@ def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
         positions: (batch, length), restarting at each document.
     """
     begins = positions.diff(dim=1, prepend=positions[:, :1] - 2) != 1  # each row begins one
+    # A number for each document of the batch, at each of its tokens; then that document's length.
     document = begins.flatten().cumsum(0) - 1
     lengths = torch.bincount(document)[document].view_as(positions)
     most = alpha / (lengths * embedded.shape[-1]).to(embedded.dtype).sqrt()
@@ -198,6 +202,7 @@ def load_trainable(
             parameter.data = parameter.data.float()
     recompute_activations(base)
     if base.device.type == "cpu":
+        # Before the loss, where the memory of a step is at its highest.
         trim_before([base.get_output_embeddings()])
         share_keys(base)
     model = TrainableModel(base, count)
@@ -236,6 +241,7 @@ def _install_rows(base: Any, source: ModelDirectory, count: int) -> None:
     old = _without_last(embedding.weight, first, source, INPUT_KEY)
     input_rows = nn.Parameter(last_rows(source, INPUT_KEY, count))
     base.set_input_embeddings(NewRowsEmbedding(old, input_rows, first))
+    # One parameter at both ends: its gradients add up, and the optimiser meets it once.
     if tied:
         base.lm_head = LossHead(old, input_rows, first)
     else:

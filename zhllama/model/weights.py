@@ -66,6 +66,7 @@ def rewrite(source: ModelDirectory, target: Path, change: Callable[[str, Tensor]
     for shard in track(source.shards, what):
         size += _rewrite_shard(shard, target / shard.name, change)
     if (source.path / INDEX).is_file():
+        # Which file holds which tensor stays as it was.
         index = json.loads((source.path / INDEX).read_text(encoding="utf-8"))
         index["metadata"] = {**index.get("metadata", {}), "total_size": size}
         (target / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -86,10 +87,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], Tensor]) -> int:
-    """Write one file of the safetensors format, header last into space left for it; returns the bytes of its tensors.
-
-    The library's writer wants every tensor at once.
-    """
+    """Write one file of the safetensors format, header last into space left for it; returns the bytes of its tensors."""
+    # Not by the library, whose writer wants every tensor at once.
     import torch
     from safetensors import safe_open
 

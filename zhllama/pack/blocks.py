@@ -76,6 +76,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         learnt[used:] = False
         if self.loss is not None:
             learnt &= torch.from_numpy(np.array(self.loss[index]))
+        # Labels stand at their own tokens: the model shifts them.
         return {"input_ids": ids, "position_ids": positions, "labels": torch.where(learnt, ids, IGNORED)}
 
     @classmethod

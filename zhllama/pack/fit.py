@@ -51,6 +51,7 @@ def fit_documents(lengths: NDArray[Any], size: int) -> Fitted:
     # Stable: documents of a block keep their order.
     order = np.argsort(blocks, kind="stable")
     pieces = np.concatenate([np.ones(len(full), dtype=np.int64), np.bincount(blocks)])
+    # Full blocks come first, a piece each; then the others, whose pieces `order` has put side by side.
     return Fitted(
         np.concatenate([full, starts[order]]),
         np.concatenate([np.full(len(full), size), lengths_of_short[order]]).astype(np.int32),
@@ -61,8 +62,7 @@ def fit_documents(lengths: NDArray[Any], size: int) -> Fitted:
 def best_fit(lengths: NDArray[Any], size: int) -> NDArray[Any]:
     """The block of each item by best fit decreasing: longest first, each into the fullest block with room for it.
 
-    Items are (items,) of 1 to `size` tokens, the blocks (items,) int64 from 0. As many of one length go at once as
-    the blocks with the same room take, so that millions of items need far fewer steps.
+    Items are (items,) of 1 to `size` tokens, the blocks (items,) int64 from 0.
     """
     result = np.empty(len(lengths), dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -72,6 +72,7 @@ def best_fit(lengths: NDArray[Any], size: int) -> NDArray[Any]:
     rooms = 0  # bit n: there are blocks with n free tokens
     count = 0
     for length, at, end in zip((-different).tolist(), first.tolist(), (first + counts).tolist(), strict=True):
+        # As many at once as the blocks with the same room take: millions of items are few lengths.
         while at < end:
             # Bit n of the shifted number: some block has length + n tokens free. Its lowest set bit is the
             # best fit; x & -x keeps that bit alone.

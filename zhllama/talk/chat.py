@@ -166,6 +166,7 @@ def _answer_file(config: ChatConfig, source: ModelDirectory, adapter: RunDirecto
             said = {"role": "assistant", "content": answer.pop("reply")}
             rows.append(json.dumps({"messages": [*messages, said], **answer}, ensure_ascii=False) + "\n")
         (run.path / "answers.jsonl").write_text("".join(rows), encoding="utf-8")
+        # Only now: until the whole file is there, the part is what a run goes on from.
         (run.path / "answers.part").unlink()
         ended = sum(answer["ended"] == "eos" for answer in answers)
         run.result = {"answers": len(answers), "ended": ended}
@@ -180,6 +181,7 @@ def _check_settings(config: ChatConfig) -> None:
         return
     now = as_given(config)
     for name, then in record["settings"].items():
+        # The others are compared by fingerprint, or are where the run already is.
         if name not in ("model", "input", "output") and then != now.get(name):
             raise UserError(
                 f"--output {config.output}: begun with {name} {then}, not {now.get(name)}; give the same, or choose "

@@ -66,6 +66,7 @@ def generate(
             streamer=streamer,
             **sampling,
         )
+    # Left padding: all replies begin in the same column.
     return [_until_end(row, ends) for row in output[:, longest:].tolist()]
 
 

@@ -36,6 +36,7 @@ class RunCounts:
 
 
 @dataclass(frozen=True)
+# Functions instead of the Trainer, which imports this module.
 class Readings:
     """What the callbacks ask of a run; the functions are for all ranks to call."""
 
@@ -142,6 +143,7 @@ class StepCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """One line per logged step."""
+        # Looks, and the Trainer's last line of all, have no loss of a step.
         if not logs or "loss" not in logs:
             return
         norm = logs.get("grad_norm")

@@ -58,6 +58,7 @@ def _step(checkpoint: Path) -> int:
 
 def check_space(output: Path, parameters: int) -> None:
     """Raise UserError unless the disk has room for one more checkpoint of so many trained parameters."""
+    # Before each save: a disk that is full in the middle of one leaves files cut short.
     needed, free = parameters * STATE_BYTES, shutil.disk_usage(output).free
     if free < needed:
         raise UserError(
@@ -96,6 +97,7 @@ def check_saved(
     state = load_file(file)
     for key in model.trainable():
         tensor = state.get(key)
+        # Ungathered, a parameter that ZeRO-3 has parted is saved empty.
         if tensor is None or tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{file}: {key} is missing, empty or not finite; the save went wrong")
         if moved and "lora_B" in key and not bool(tensor.any()):

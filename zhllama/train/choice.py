@@ -89,4 +89,5 @@ def set_start(model: TrainableModel, parts: Parts, start: RunDirectory | None, i
         load_adapter(model.trainable(), start.path)
     elif isinstance(parts.method, PrefixSettings):
         model.base.prefix.start_from(model.base.get_decoder(), ids[: parts.method.length])
+    # No base holds where prompts began, and how far they move is told.
     model.remember_prompts()

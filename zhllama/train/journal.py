@@ -64,7 +64,7 @@ class Journal:
         page.write(self.output / "progress.html")
 
     def _losses(self, page: Page) -> None:
-        """Of the looks at the same sources as the last one: a resumed run may have changed them."""
+        # Of the looks at the same sources as the last one: a resumed run may have changed them.
         names = list(self.lines[-1].get("held_out", {})) if self.lines else []
         looks = [line for line in self.lines if names and list(line.get("held_out", {})) == names]
         if not looks:
@@ -76,7 +76,7 @@ class Journal:
         page.figure(line_plot(curves, "step", "nats per reply token", "Lower is better"))
 
     def _answers(self, page: Page) -> None:
-        """Of the looks at the same prompts as the last one."""
+        # Of the looks at the same prompts as the last one, for the same reason.
         prompts = _prompts(self.lines[-1]) if self.lines else []
         looks = _spread([line for line in self.lines if prompts and _prompts(line) == prompts])
         if not looks:

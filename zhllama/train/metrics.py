@@ -28,6 +28,7 @@ class LossTally:
     def add(self, labels: Tensor, nats: Tensor) -> None:
         """Labels, (tokens,) int64, and the loss of each."""
         counts = self.counts[labels]
+        # (tokens, 4), each token's own, added to the row of its kind.
         values = torch.stack(
             [nats.double(), torch.ones_like(nats).double(), *counts[:, :2].T.double()], dim=1
         )

@@ -81,6 +81,7 @@ class Progress:
         ]
         if settings.prompts_file is not None:
             self.messages += read_prompts(Path(settings.prompts_file), "progress.prompts_file")
+        # Now, so that a prompt too long is refused before hours of training.
         self.prompts = [encode_prompt(messages, self.tokenizer, self.positions) for messages in self.messages]
         sources = [(source["file"], source["rows"]) for source in mixture.table]
         kept, held = hold_out(mixture.samples, sources, settings.held_out, seed)
@@ -159,7 +160,8 @@ def token_loss(model: TrainableModel, blocks: Blocks) -> float:
 
 @contextmanager
 def speaking(model: TrainableModel) -> Iterator[None]:
-    """Without dropout, and without what is found counting as trained on; in the precision of training."""
+    """Without dropout, and in the precision of training."""
+    # on_loss would count what is found as trained on.
     told, model.on_loss = model.on_loss, None
     was_training = model.training
     model.eval()

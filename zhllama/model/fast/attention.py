@@ -35,6 +35,7 @@ def share_keys(model: Any) -> None:
             scale=given["scaling"],
             enable_gqa=True,
         )
+        # (batch, heads, length, width) to (batch, length, heads, width), as transformers' own gives it.
         return seen.transpose(1, 2).contiguous(), None
 
     if model.config._attn_implementation == "sdpa":
