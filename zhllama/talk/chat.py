@@ -45,7 +45,7 @@ class ChatConfig:
     top_p: float = 0.9
     """Sample from the likeliest tokens that make up this much probability."""
     repetition_penalty: float = 1.1
-    """By how much tokens already used become less likely; 1 leaves them as they are."""
+    """How much less likely tokens already used become; 1 leaves them as they are."""
     seed: int = 0
     """The seed that decides what is sampled."""
     batch_size: int = 16
