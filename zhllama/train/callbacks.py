@@ -35,8 +35,8 @@ class RunCounts:
     """Over which the schedule runs; a time budget moves it."""
 
 
-@dataclass(frozen=True)
 # Functions instead of the Trainer, which imports this module.
+@dataclass(frozen=True)
 class Readings:
     """What the callbacks ask of a run; the functions are for all ranks to call."""
 
