@@ -88,12 +88,16 @@ def test_each_format_is_told_by_its_rows(row: dict[str, Any], name: str, message
     assert said(row)[:2] == (name, messages)
 
 
-def test_a_translation_pair_is_told_and_asked_one_way() -> None:
-    name, messages, task = said(PAIR)
+RARE = {"english": "biangbiang noodles", "chinese": "\U00030ede\U00030ede"}
+
+
+@pytest.mark.parametrize("pair", [PAIR, RARE], ids=["common", "extension G"])
+def test_a_translation_pair_is_told_and_asked_one_way(pair: dict[str, str]) -> None:
+    name, messages, task = said(pair)
     assert (name, task) == ("translation", "translation")
     asked, answered = (message["content"] for message in messages)
-    assert answered in PAIR.values()
-    assert next(text for text in PAIR.values() if text != answered) in asked
+    assert answered in pair.values()
+    assert next(text for text in pair.values() if text != answered) in asked
 
 
 @pytest.mark.parametrize(

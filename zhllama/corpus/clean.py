@@ -55,8 +55,8 @@ def clean(config: CleanConfig) -> None:
     Each document is normalised (`rules.normalise`), kept or dropped by the rules in `rules.RULES`, and
     dropped where an earlier one has the same text. The order of documents is the order of the input.
     An interrupted run with the same settings goes on after the last portion of input that it finished.
-    `run.json` counts documents, characters, bytes, the share of Chinese characters, and dropped documents
-    by reason.
+    `run.json` counts documents, characters, bytes, documents by kind, the share of Chinese characters, and dropped
+    documents by reason.
 
     Raises:
         UserError: nothing to read, a file that cannot be read, nothing kept, an output that exists, no such cluster.
@@ -104,6 +104,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
             documents=tally.counts["documents"],
             characters=characters,
             bytes=tally.counts["bytes"],
+            kinds=dict(tally.seen["after documents"].most_common()),
             han_share=round(tally.counts["han"] / characters, 4),
             dropped=dict(tally.dropped.most_common()),
             replacement_characters=tally.counts["replacement characters"],
@@ -155,7 +156,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
         config.broken,
         Forms(config.chinese, config.width),
         Limits(**{field.name: getattr(config, field.name) for field in fields(Limits)}),
-        _screen(config),
+        _detectors(config),
         config.privacy,
         config.deduplicate,
         config.near_duplicates and config.deduplicate,
@@ -169,7 +170,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
     )
 
 
-def _screen(config: CleanConfig) -> Detectors:
+def _detectors(config: CleanConfig) -> Detectors:
     return Detectors(
         frozenset() if config.languages == "any" else frozenset(config.languages.split()),
         config.min_language,

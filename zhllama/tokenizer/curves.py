@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from zhllama.tokenizer.alphabet import HAN
+from zhllama.corpus.han import HAN
 from zhllama.tokenizer.bytelevel import tokenizer_of
 from zhllama.tokenizer.load import Loaded
 

@@ -10,8 +10,9 @@ from typing import Any
 import sentencepiece
 from tokenizers import Tokenizer, normalizers
 
+from zhllama.corpus.han import HAN
 from zhllama.tokenizer import llamacpp, write
-from zhllama.tokenizer.alphabet import CJK_RUN, HAN, is_cjk
+from zhllama.tokenizer.alphabet import CJK_RUN, is_cjk
 from zhllama.tokenizer.check import outside_cjk
 from zhllama.tokenizer.load import Loaded
 from zhllama.tokenizer.token_sizes import token_bytes
