@@ -3,7 +3,8 @@
 A text is contaminated where it holds a piece of an evaluation text. Both look pieces up in the index below; what a
 piece is differs. Of documents, 13 letters in a row: a paragraph of a test gives it away. Of conversations a question
 as a whole (`conversation.evaluation`), since instructions share their wording: of one half of 705 rows of pCLUE, 240
-share 13 letters in a row with the other half, where 4 ask the same.
+share 13 letters in a row with the other half, where 4 ask the same. For the same reason every text of a file counts
+for documents, and for conversations its questions alone: short answers stand in rows of any kind.
 """
 
 from __future__ import annotations
