@@ -44,13 +44,29 @@ COMMANDS = {
     ),
     "demo": ("zhllama.demo.run:demo", "all of the above on embedded weights and text"),
 }
+# What a command needs beyond the bare install, of the extras in pyproject.toml.
+EXTRAS = {
+    "clean": "clean",
+    "pretrain": "train",
+    "mix": "train",
+    "sft": "train",
+    "scale-data": "train",
+    "demo": "demo",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits 2 with one line on a user's mistake, 130 on Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Launchers put it behind a script, and before the command of `deepspeed --module zhllama COMMAND`.
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
+        return
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"zhllama {version('zhllama')}")
         return
     name, *rest = arguments
     if name not in COMMANDS:
@@ -72,16 +88,19 @@ def main(arguments: list[str] | None = None) -> None:
 def run(name: str, arguments: list[str]) -> None:
     """Parse the settings of a command and call it; a UserError exits with code 2."""
     from zhllama.config import UserError, parse
+    from zhllama.extras import require_extra
 
     _share_cores()
     module, function_name = COMMANDS[name][0].split(":")
-    function = getattr(import_module(module), function_name)
     warnings.filterwarnings(
         "ignore", category=FutureWarning
     )  # libraries' notices are not the user's business
-    config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
     try:
-        function(parse(name, config_class, [a for a in arguments if not a.startswith("--local_rank")]))
+        if name in EXTRAS:
+            require_extra(name, EXTRAS[name])
+        function = getattr(import_module(module), function_name)
+        config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
+        function(parse(name, config_class, arguments))
     except UserError as problem:
         sys.exit(_refuse(f" {name}", str(problem)))
     except RuntimeError as problem:
@@ -126,6 +145,6 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "zhllama COMMAND --help lists a command's settings.",
+            "zhllama COMMAND --help lists a command's settings, zhllama --version says which zhllama this is.",
         ]
     )
