@@ -42,6 +42,7 @@ COMMANDS = {
         "zhllama.model.export:export",
         "model -> Hugging Face directory to hand out, in a chosen dtype",
     ),
+    "recipes": ("zhllama.recipes.copy:recipes", "copy the shipped recipes, to be changed"),
     "demo": ("zhllama.demo.run:demo", "all of the above on embedded weights and text"),
 }
 # What a command needs beyond the bare install, of the extras in pyproject.toml.

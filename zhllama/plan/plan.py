@@ -18,6 +18,7 @@ from zhllama.page import stacked_plot, write_image
 from zhllama.plan.cost import Gpu, find_gpu, flops_per_token, hours
 from zhllama.plan.memory import GIB, PARTS, Counts, Job, count, host_memory, known_shape, memory, shape_config
 from zhllama.plan.sharding import Zero, read_zero, with_stage
+from zhllama.recipes.find import find_file
 from zhllama.terminal import print_table, say
 from zhllama.train.pretrain import PretrainConfig
 from zhllama.train.sft import SftConfig
@@ -130,6 +131,7 @@ def read_recipes(files: Sequence[str]) -> tuple[Stage, Zero]:
         UserError: whatever the command would refuse in them.
     """
     deepspeed, keys = None, set[str]()
+    files = [str(find_file(file)) for file in files]
     arguments = [part for file in files for part in ("--config", file)]
     unset = [
         "--train.deepspeed=null",

@@ -21,6 +21,7 @@ from zhllama.device import prefers_bf16, remove_shared_file
 from zhllama.model.adapter import parameter_count, part_of
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.pack.blocks import Blocks
+from zhllama.recipes.find import find_file
 from zhllama.terminal import say
 from zhllama.tokenizer.load import load
 from zhllama.train.choice import check_choice, method_of, set_start
@@ -46,7 +47,7 @@ def training_defaults() -> dict[str, Any]:
 
 
 def check_arguments(train: Any) -> None:
-    """Refuse what TrainingArguments would fail on late, and make one process a world of one for DeepSpeed.
+    """Refuse what TrainingArguments would fail on late; find a shipped DeepSpeed file; make one process a world of one.
 
     Raises:
         UserError: no such DeepSpeed file or no compiler for its CPU op, a service whose package is missing, no length
@@ -58,6 +59,7 @@ def check_arguments(train: Any) -> None:
     for service in set(services) - {"all", "none", *get_available_reporting_integrations()}:
         raise UserError(f"train.report_to {service}: its package is not installed; run pip install {service}")
     if isinstance(train.deepspeed, str):
+        train.deepspeed = str(find_file(train.deepspeed))  # and what was found goes into run.json
         if not Path(train.deepspeed).is_file():
             raise UserError(f"train.deepspeed {train.deepspeed}: no such file")
         if os.environ.get("DS_ACCELERATOR") == "cpu" and not shutil.which(os.environ.get("CXX", "c++")):
