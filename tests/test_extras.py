@@ -1,5 +1,7 @@
 """What is needed from an extra and missing: one line that says what to install."""
 
+from importlib.metadata import requires
+
 import pytest
 
 from zhllama import extras
@@ -35,8 +37,10 @@ def test_an_extra_brings_what_the_metadata_says(extra: str, packages: list[str])
     assert packages_of(extra) == packages
 
 
-def test_a_package_without_requirements_has_no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_metadata_nothing_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "requires", lambda name: None)
+    assert packages_of("clean") == []
+    monkeypatch.setattr(extras, "requires", lambda name: requires("no-such-package"))
     assert packages_of("clean") == []
 
 

@@ -75,7 +75,7 @@ def test_recipes_of_a_command_are_found_and_said(capsys: pytest.CaptureFixture[s
         f"--config {name}: not in this folder, so the one that zhllama ships"
         for name in ("pretrain/tiny.yaml", "sft/tiny.yaml")
     ]
-    assert find_recipes(["--x", "--config"]) == ["--x", "--config"]
+    assert find_recipes(["--config=", "--x", "--config"]) == ["--config=", "--x", "--config"]
 
 
 WITH_DEEPSPEED = [

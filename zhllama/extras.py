@@ -29,8 +29,12 @@ def packages_of(extra: str) -> list[str]:
 
     The metadata is written from pyproject.toml, which stays the only list (core metadata, `Requires-Dist`).
     """
+    try:
+        requirements = requires("zhllama") or []
+    except PackageNotFoundError:  # run from its folder, never installed
+        return []
     names: list[str] = []
-    for requirement in requires("zhllama") or []:
+    for requirement in requirements:
         if re.search(rf"""extra == ['"]{extra}['"]""", requirement):
             name, _, inner = re.findall(r"^([\w.-]+)(\[([\w,-]+)\])?", requirement)[0]
             parts = inner.split(",") if name == "zhllama" else []

@@ -22,8 +22,8 @@ def find_recipes(arguments: list[str]) -> list[str]:
     found = []
     stream = iter(arguments)
     for argument in stream:
-        flag, _, name = argument.partition("=")
-        if flag == "--config" and (name := name or next(stream, "")):
+        flag, equals, name = argument.partition("=")
+        if flag == "--config" and (name := name if equals else next(stream, "")):
             path = find_file(name)
             if path != Path(name):
                 say(f"--config {name}: not in this folder, so the one that zhllama ships")
