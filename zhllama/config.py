@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import itertools
 import json
 import re
 import types
 import typing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+
+from zhllama.recipes.find import find_recipes
 
 Config = TypeVar("Config")
 # The fields of TrainingArguments that a command's help lists; the others are settings all the same.
@@ -52,7 +53,7 @@ def split_pair(value: str, flag: str) -> tuple[str, Path]:
 
 
 def parse(command: str, config_class: type[Config], arguments: list[str]) -> Config:
-    """Fill `config_class` from `--config FILE` (repeatable) and `--field.sub value`; later ones win.
+    """Fill `config_class` from `--config FILE` (repeatable; here, or shipped) and `--field.sub value`; later ones win.
 
     Raises:
         UserError: an unknown or mistyped setting (with "did you mean"), a missing one, a value of the wrong type,
@@ -67,7 +68,8 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UserError(_explain(message, {a.dest: getattr(a, "_typehint", None) for a in self._actions}))
 
-    for recipe in _recipes(arguments):
+    arguments = find_recipes(arguments)
+    for recipe in (a.removeprefix("--config=") for a in arguments if a.startswith("--config=")):
         _check_recipe(recipe)
     parser = Parser(
         prog=f"zhllama {command}",
@@ -204,11 +206,6 @@ def _tidy_help(parser: Any, lists: dict[str, Any]) -> None:
     for group in parser._action_groups:
         if str(parser.description).startswith(str(group.title)):
             group.title = "settings"
-
-
-def _recipes(arguments: list[str]) -> list[str]:
-    following = [after for before, after in itertools.pairwise(arguments) if before == "--config"]
-    return following + [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
 
 
 def _repeatable(arguments: list[str], lists: dict[str, Any]) -> list[str]:

@@ -6,11 +6,13 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from zhllama.terminal import cell_text
+from zhllama.extras import is_installed
+from zhllama.terminal import cell_text, warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +38,8 @@ CHINESE_FONTS = (
 LINE_STYLES = ("-", "--", ":")  # for more curves than colours
 # Blue and orange stay apart for colour-blind readers and in grey print.
 PALETTE = ("#1f6fb2", "#e07b00", "#2a9d5c", "#b0307a", "#666666", "#8c6d1f")
+WITHOUT = "plots need the extra [report]: pip install 'zhllama[report]'"
+Inputs = ParamSpec("Inputs")
 
 
 class Page:
@@ -70,8 +74,11 @@ class Page:
         )
         self.parts.append(f"<p><b>{html.escape(label)}</b> ({len(tokens)} tokens)<br>{spans}</p>")
 
-    def figure(self, figure: Figure) -> None:
-        """A matplotlib figure as inline SVG; its text stays text."""
+    def figure(self, figure: Figure | None) -> None:
+        """A matplotlib figure as inline SVG; its text stays text. Without one, a note that says how to get it."""
+        if figure is None:
+            self.paragraph(f"No plot here: {WITHOUT}", note=True)
+            return
         import matplotlib
 
         buffer = io.StringIO()
@@ -95,6 +102,25 @@ class Page:
         )
 
 
+def write_image(figure: Figure | None, path: Path) -> None:
+    """A figure as a PNG file; without one, a warning that says how to get it."""
+    if figure is None:
+        warn(f"{path}: left out, for {WITHOUT}")
+        return
+    figure.savefig(path, dpi=120)
+
+
+def _where_installed(plot: Callable[Inputs, Figure]) -> Callable[Inputs, Figure | None]:
+    """The plot, or None on a bare install: what it shows stands in the report's tables too."""
+
+    @wraps(plot)
+    def draw(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Figure | None:
+        return plot(*args, **kwargs) if is_installed("matplotlib") else None
+
+    return draw
+
+
+@_where_installed
 def line_plot(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, title: str
 ) -> Figure:
@@ -114,6 +140,7 @@ def line_plot(
     return figure
 
 
+@_where_installed
 def bar_plot(
     groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y_label: str, title: str
 ) -> Figure:
@@ -142,6 +169,7 @@ def bar_plot(
     return figure
 
 
+@_where_installed
 def stacked_plot(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float]],

@@ -16,6 +16,7 @@ from zhllama.corpus import decode
 from zhllama.corpus.books import book, word_file
 from zhllama.corpus.decode import read_lines
 from zhllama.corpus.pages import markdown, web_page, whole
+from zhllama.extras import require_extra
 from zhllama.terminal import warn
 
 Broken = Literal["stop", "skip"]
@@ -24,6 +25,9 @@ PAGES = {".html": web_page, ".htm": web_page, ".md": markdown}
 PACKED = ("", ".gz", ".zst", ".xz")
 # These say themselves how their text is encoded.
 SELF_ENCODED = {".parquet", ".epub", ".docx"}
+# What reads them, of the extra [clean]; a bare install reads the others.
+READERS = {".parquet": "pyarrow", ".zst": "pyarrow", ".epub": "lxml", ".docx": "lxml"}
+READERS |= {".html": "trafilatura", ".htm": "trafilatura"}
 KINDS = (*sorted(SELF_ENCODED), *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
 CORPUS_FILES = "documents-*.jsonl"
 
@@ -83,7 +87,7 @@ def list_files(source: Path) -> list[Path]:
 
     Raises:
         UserError: no such path, an unfinished corpus or another kind of directory, a folder that cannot be opened,
-            no file of a kind we read.
+            no file of a kind we read, one whose reader is not installed.
     """
     source = Path(source)
     if not source.exists():
@@ -91,7 +95,7 @@ def list_files(source: Path) -> list[Path]:
     if source.is_file():
         if not source.name.lower().endswith(KINDS):
             raise UserError(f"{source}: unsupported extension; use one of {' '.join(KINDS)}")
-        return [source]
+        return _readable([source])
     if Corpus.open(source).record:
         return sorted(source.glob(CORPUS_FILES))
     every = [Path(folder, name) for folder, _, names in os.walk(source, onerror=_refuse) for name in names]
@@ -102,6 +106,19 @@ def list_files(source: Path) -> list[Path]:
         raise UserError(f"{source}: no file to read inside; use one of {' '.join(KINDS)}")
     if other := [file.name for file in seen if not file.name.lower().endswith(KINDS)]:
         warn(f"{source}: left out {len(other)} files of other kinds ({', '.join(other[:3])})")
+    return _readable(files)
+
+
+def _readable(files: list[Path]) -> list[Path]:
+    """The files; a UserError where what reads one of them is not installed."""
+    needed = {
+        READERS[suffix]: file
+        for file in reversed(files)
+        for suffix in (file.suffix.lower(), Path(file.stem).suffix.lower() if file.suffix in PACKED else "")
+        if suffix in READERS
+    }
+    for package, file in needed.items():
+        require_extra(str(file), "clean", package)
     return files
 
 

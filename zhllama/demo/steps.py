@@ -15,10 +15,9 @@ import psutil
 
 from zhllama.artifact import read_record
 from zhllama.config import UserError
+from zhllama.recipes.find import SHIPPED, find_file
 from zhllama.terminal import say
 
-# Recipes and launch scripts are beside the package, not in it.
-ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
 
 
@@ -68,11 +67,12 @@ class Step:
         scripts = Path(sys.executable).parent
         if not self.launched:
             return [str(scripts / "zhllama"), *self.arguments, "--output", str(self.output)]
+        script, *arguments = self.arguments
         # A free port: the default one may be another run's on the same machine.
         launcher = [str(scripts / "deepspeed"), "--log_level", "warning", "--master_port", str(_free_port())]
         if os.environ.get("DS_ACCELERATOR") == "cpu":
             launcher += ["--num_accelerators", str(RANKS)]
-        return [*launcher, *self.arguments, "--output", str(self.output)]
+        return [*launcher, str(find_file(script)), *arguments, "--output", str(self.output)]
 
 
 @dataclass
@@ -106,9 +106,9 @@ def demo_steps(home: Path, budget: Budget) -> list[Step]:
         for name in ("news", "reviews", "english", "packages")
     ]
     measure = (*texts, "--max-bytes", str(budget.held_out_bytes))
-    questions = str(ROOT / "sft" / "demo_questions.jsonl")
+    questions = str(find_file("sft/demo_questions.jsonl"))
     answer = ("--input", questions, "--max-new-tokens", str(budget.answer_tokens))
-    sft_data = f'[{{"file": "{ROOT / "sft" / "demo_instructions.jsonl"}"}}]'
+    sft_data = f'[{{"file": "{find_file("sft/demo_instructions.jsonl")}"}}]'
     at = {name: str(home / name) for name in OUTPUTS}
     # By the rates of the machine of benchmarks/results: 450 bytes measured or 6 tokens answered a second.
     evaluate, answers = budget.held_out_bytes / 450, 5 + budget.answer_tokens / 6  # seconds
@@ -200,8 +200,7 @@ def run_steps(steps: list[Step], log: Path) -> dict[str, tuple[float, float]]:
 def _run(step: Step, log: Path) -> tuple[float, float]:
     start = time.monotonic()
     watch = Watch()
-    # In the checkout: recipes name DeepSpeed's files from there.
-    with subprocess.Popen(step.command(), cwd=ROOT) as process:
+    with subprocess.Popen(step.command()) as process:
         sampler = threading.Thread(target=watch.sample, args=(psutil.Process(process.pid),), daemon=True)
         sampler.start()
         try:
@@ -228,7 +227,7 @@ def _short(part: str) -> str:
     """A word of a command line as a person would type it: scripts by name, paths from here."""
     if Path(part).parent == Path(sys.executable).parent:
         return Path(part).name
-    return part.replace(f"{Path.cwd()}/", "")
+    return part.replace(f"{Path.cwd()}/", "").replace(f"{SHIPPED}/", "")
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from zhllama.model.bits import Batch
 from zhllama.model.directory import ModelDirectory
 from zhllama.model.resize import Initialisation, InitSettings, open_merged
 from zhllama.model.row_trainer import RowTrainer, Text
-from zhllama.page import line_plot
+from zhllama.page import line_plot, write_image
 from zhllama.terminal import console, print_table, progress_bar, say, warn
 from zhllama.tokenizer.load import Loaded
 
@@ -249,4 +249,4 @@ def _write(path: Path, runs: list[Run], before: list[float], flags: str) -> None
     curves = {f"{one.name}  {one.final:.3f}": (steps, [one.curve[step] for step in steps]) for one in runs}
     curves[f"base, as it is  {before[0]:.3f}"] = ([0, steps[-1]], [before[0]] * 2)
     figure = line_plot(curves, "steps", "bits per byte, held out", "New rows trained alone")
-    figure.savefig(path / "probe.png", dpi=120)
+    write_image(figure, path / "probe.png")

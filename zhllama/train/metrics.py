@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zhllama.page import line_plot
+from zhllama.page import line_plot, write_image
 from zhllama.tokenizer.load import Loaded
 from zhllama.tokenizer.token_sizes import token_counts
 
@@ -64,4 +64,4 @@ def plot_loss(output: Path) -> None:
         tokens, bits = ([line[k] for line in with_it] for k in ("tokens", f"bits_per_byte{key}"))
         if with_it:
             curves[name] = (tokens, bits)
-    line_plot(curves, "tokens", "bits per byte", output.name).savefig(output / "loss.png", dpi=120)
+    write_image(line_plot(curves, "tokens", "bits per byte", output.name), output / "loss.png")

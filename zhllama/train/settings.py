@@ -16,6 +16,7 @@ from zhllama.config import UserError
 from zhllama.device import prefers_bf16
 from zhllama.model.adapter import Body, Embeddings, LoraSettings, Method, Parts
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings
+from zhllama.recipes.find import find_file
 
 
 def training_defaults() -> dict[str, Any]:
@@ -40,7 +41,7 @@ def training_defaults() -> dict[str, Any]:
 
 
 def check_arguments(train: Any) -> None:
-    """Refuse what TrainingArguments would fail on late, and make one process a world of one for DeepSpeed.
+    """Refuse what TrainingArguments would fail on late; find a shipped DeepSpeed file; make one process a world of one.
 
     Raises:
         UserError: no such DeepSpeed file or no compiler for its CPU op, a service whose package is missing, no length
@@ -53,6 +54,7 @@ def check_arguments(train: Any) -> None:
     for service in set(services) - {"all", "none", *get_available_reporting_integrations()}:
         raise UserError(f"train.report_to {service}: its package is not installed; run pip install {service}")
     if isinstance(train.deepspeed, str):
+        train.deepspeed = str(find_file(train.deepspeed))  # and what was found goes into run.json
         if not Path(train.deepspeed).is_file():
             raise UserError(f"train.deepspeed {train.deepspeed}: no such file")
         if os.environ.get("DS_ACCELERATOR") == "cpu" and not shutil.which(os.environ.get("CXX", "c++")):
