@@ -9,7 +9,7 @@ import yaml
 from zhllama.config import UserError
 from zhllama.plan.plan import read_recipes
 from zhllama.recipes.find import FOLDERS, SHIPPED, find_file, find_recipes
-from zhllama.train.run import check_arguments
+from zhllama.train.settings import check_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 

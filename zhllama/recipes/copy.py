@@ -16,7 +16,7 @@ class RecipesConfig:
     """Copy the recipes, launch scripts and DeepSpeed files, to be read and changed."""
 
     output: str
-    """Folder to copy them into: a new or an empty one, such as `.`"""
+    """Folder to copy them into, new or empty; a dot is the one you stand in."""
 
 
 def recipes(config: RecipesConfig) -> None:
