@@ -23,7 +23,7 @@ from zhllama.config import SHOWN, UserError
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
 # A module imports from its own floor and from those before it; a new noun gets its place here.
-GROUND = {"config", "stop", "artifact", "terminal", "page", "device", "rows"}
+GROUND = {"mistake", "config", "stop", "artifact", "terminal", "page", "device", "rows"}
 FLOORS = (
     GROUND,
     {"corpus"},
