@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zhllama.artifact import read_record
 from zhllama.config import UserError
+from zhllama.device import default_device
 from zhllama.model.adapter import (
     Body,
     Embeddings,
@@ -25,10 +26,9 @@ from zhllama.model.adapter import (
     lora_config,
     part_of,
 )
-from zhllama.model.fast.attention import share_keys
 from zhllama.model.fast.heap import LAYERS, trim_before
+from zhllama.model.fast.install import install
 from zhllama.model.fast.loss import IGNORED, linear_cross_entropy
-from zhllama.model.fast.recompute import recompute_activations
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
 from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, load_model
 
@@ -202,10 +202,8 @@ def load_trainable(
         parameter.requires_grad_(added or chosen)
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
-    recompute_activations(base)
-    if base.device.type == "cpu":
-        trim_before([base.get_output_embeddings()])
-        share_keys(base)
+    # Not the device of the weights: until training begins, they lie on the CPU.
+    install(base, torch.device(device or default_device()).type)
     model = TrainableModel(base, count)
     return model.to(device) if device else model
 
