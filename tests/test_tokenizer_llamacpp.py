@@ -124,8 +124,11 @@ def test_broken_gguf_is_refused(tmp_path: Path) -> None:
         llamacpp.LlamaCpp(tmp_path / "x.gguf")
 
 
-def test_without_the_wheel_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llamacpp, "WHEEL", "no-such-wheel")
+@pytest.mark.parametrize("place", [0, 1])
+def test_without_one_of_its_wheels_it_is_not_asked(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = list(llamacpp.WHEELS)
+    wheels[place] = "no-such-wheel"
+    monkeypatch.setattr(llamacpp, "WHEELS", wheels)
     assert not llamacpp.is_available()
 
 

@@ -18,7 +18,7 @@ from zhllama.tokenizer import write
 from zhllama.tokenizer.admit import NORMAL
 from zhllama.tokenizer.load import Loaded
 
-WHEEL = "xllamacpp"  # llama.cpp and its server as one module; optional, the tests have it
+WHEELS = ("xllamacpp", "gguf")  # llama.cpp with its server, its file format; optional, the tests have them
 # What a byte-level pre-tokenizer's settings contain -> llama.cpp's name for it. Its converter finds the name by
 # hashing the tokens of a probe text with Chinese in it, and every Chinese extension changes that hash.
 PRE_TOKENIZERS = (
@@ -183,5 +183,5 @@ def opened(loaded: Loaded, prefix: bool = True) -> Iterator[LlamaCpp]:
 
 
 def is_available() -> bool:
-    """Whether the wheel is installed."""
-    return importlib.util.find_spec(WHEEL) is not None
+    """Whether its wheels are installed."""
+    return all(importlib.util.find_spec(wheel) for wheel in WHEELS)
