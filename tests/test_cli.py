@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
 # A module imports from its own floor and from those before it; a new noun gets its place here.
 # (`workers` is on the ground floor since corpora and conversations are worked on in processes, and it knows neither.)
-GROUND = {"config", "stop", "workers", "artifact", "terminal", "page", "device", "rows", "extras", "recipes"}
+GROUND = {
+    *("mistake", "config", "stop", "workers", "artifact", "terminal", "page", "device", "rows", "extras"),
+    "recipes",
+}
 FLOORS = (
     GROUND,
     {"corpus"},

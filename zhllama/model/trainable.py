@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zhllama.config import UserError
+from zhllama.device import default_device
 from zhllama.model.adapter import LoraSettings, Parts, adapter_key, lora_config, part_of
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
-from zhllama.model.fast.attention import share_keys
 from zhllama.model.fast.heap import LAYERS, trim_before
+from zhllama.model.fast.install import install
 from zhllama.model.fast.loss import IGNORED, linear_cross_entropy
-from zhllama.model.fast.recompute import recompute_activations
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
 from zhllama.model.weights import load_model
 
@@ -165,12 +165,20 @@ def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
 
 
 def load_trainable(
-    source: ModelDirectory, parts: Parts, dtype: torch.dtype, device: str | None = None
+    source: ModelDirectory,
+    parts: Parts,
+    dtype: torch.dtype,
+    device: str | None = None,
+    kind: str | None = None,
 ) -> TrainableModel:
     """Load a model with everything frozen but the named parts, which are float32.
 
     `check_parts` says beforehand whether the choice makes sense. `parts.full` trains all of the layers and the final
     norm, `parts.quantise` holds the frozen layers in 4 bits (NF4, arXiv 2305.14314).
+
+    Args:
+        device: where to put it; without one it stays on the CPU, for a Trainer to place.
+        kind: of the device that it will run on, cpu or cuda; by default that of `device`, or this machine's.
 
     Raises:
         UserError: a LoRA target that the model does not have.
@@ -200,11 +208,8 @@ def load_trainable(
         # has parted is empty here, and DeepSpeed keeps a float32 master of it.
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
-    recompute_activations(base)
-    if base.device.type == "cpu":
-        # Before the loss, where the memory of a step is at its highest.
-        trim_before([base.get_output_embeddings()])
-        share_keys(base)
+    # Not the device of the weights: until training begins, they lie on the CPU.
+    install(base, kind or torch.device(device or default_device()).type)
     model = TrainableModel(base, count)
     # Without one the Trainer, or ZeRO-3, gives each part its place.
     return model.to(device) if device else model

@@ -112,7 +112,7 @@ def train(run: Run, blocks: Blocks, progress: Progress | None = None) -> dict[st
         # DeepSpeed makes next would wait for it for half an hour.
         torch.distributed.barrier()
         remove_shared_file(torch.distributed.get_rank())
-    model = load_trainable(base, parts, compute_dtype(settings.train))
+    model = load_trainable(base, parts, compute_dtype(settings.train), kind=settings.train.device.type)
     set_start(model, parts, start, blocks[0]["input_ids"])
     say(describe(model))
     return BlockTrainer(model, settings, base, start, blocks, progress).run()

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from zhllama.device import product_dtype
 
 
-def recompute_activations(model: nn.Module, kind: str | None = None) -> None:
+def recompute_activations(model: nn.Module, kind: str) -> None:
     """Exchange the forward passes of the layers that are of the known form; any other stays as it is.
 
-    Products are those of a `kind` of device, cpu or cuda: by default of the one that the tensors lie on.
+    Products are those of a `kind` of device, cpu or cuda.
 
     A LoRA layer is, unless it has dropout, a bias or DoRA's magnitudes, or ZeRO-3 holds its weights: its hooks gather
     them where peft's own forward pass runs.
@@ -91,10 +91,10 @@ def _gated_mlp(self: Any, x: Tensor) -> Tensor:
     return product
 
 
-def _lora(self: Any, kind: str | None, x: Tensor) -> Tensor:
+def _lora(self: Any, kind: str, x: Tensor) -> Tensor:
     parts = (self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight)
     scale, made_by = self.scaling["default"], getattr(x, MADE_BY, None)
-    result: Tensor = _Lora.apply(x, *parts, scale, made_by, kind or x.device.type)  # type: ignore[no-untyped-call]
+    result: Tensor = _Lora.apply(x, *parts, scale, made_by, kind)  # type: ignore[no-untyped-call]
     return result
 
 
