@@ -70,5 +70,5 @@ def test_what_will_run_on_cuda_keeps_transformers_own(grouped: Path, monkeypatch
     assert model.base.device.type == "cpu"
     assert model.base.config._attn_implementation == "sdpa"
     assert not model.base.get_output_embeddings()._forward_pre_hooks
-    on_cpu = load_trainable(grouped, "new", LORA, torch.float32, "cpu")
+    on_cpu = load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32, "cpu")
     assert on_cpu.base.config._attn_implementation != "sdpa"
