@@ -25,7 +25,8 @@ from table import RESULTS, machine, write_table
 from zhllama.artifact import read_record
 from zhllama.device import default_dtype
 from zhllama.measure.evaluate import measure
-from zhllama.model.adapter import adapter_parts, load_adapter
+from zhllama.model.adapter import Parts, load_adapter, saved_parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import load_trainable
 from zhllama.page import line_plot
 from zhllama.tokenizer.load import load
@@ -53,12 +54,9 @@ def command(*words: object) -> None:
 
 def held_out(directory: Path, adapter: Path | None, texts: Path) -> list[float]:
     """Bits per byte of news and of English."""
-    dtype = default_dtype()
-    if adapter is None:
-        model = load_trainable(directory, "none", None, dtype)
-    else:
-        embeddings, lora, full = adapter_parts(adapter)
-        model = load_trainable(directory, embeddings, lora, dtype, full=full)
+    parts = Parts() if adapter is None else saved_parts(adapter)
+    model = load_trainable(ModelDirectory.open(directory), parts, default_dtype())
+    if adapter is not None:
         load_adapter(model.trainable(), adapter)
     tokenizer = load(directory)
     return [

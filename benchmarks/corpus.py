@@ -180,8 +180,9 @@ def copies(articles: list[str], source: random.Random) -> list[tuple[int, str]]:
 
 def near() -> None:
     """How many injected copies are found, and which articles are lost that nothing like them remains of."""
-    from zhllama.corpus.near_duplicates import GRAM
-    from zhllama.corpus.ngrams import letters, ngram_hashes
+    from zhllama.corpus.compare import letters
+    from zhllama.corpus.minhash import GRAM
+    from zhllama.corpus.ngrams import ngram_hashes
     from zhllama.demo.material import news
 
     source = random.Random(6)

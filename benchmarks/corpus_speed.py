@@ -36,8 +36,8 @@ def sign(python: str | None = None) -> None:
     from table import machine, write_table
     from turns import Run
 
-    from zhllama.corpus.near_duplicates import GRAM, PERMUTED_BY
-    from zhllama.corpus.ngrams import letters, signatures
+    from zhllama.corpus import minhash
+    from zhllama.corpus.compare import letters
     from zhllama.demo.material import news
 
     articles = news()[::4]
@@ -53,7 +53,7 @@ def sign(python: str | None = None) -> None:
         ours = []
         for _ in range(ROUNDS):
             begun = time.process_time()
-            signatures(map(letters, articles), GRAM, PERMUTED_BY)
+            minhash.sign(map(letters, articles), minhash.DOCUMENTS)
             ours.append(time.process_time() - begun)
             for run in runs.values():
                 run.step()

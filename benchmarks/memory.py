@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zhllama import artifact
 from zhllama.model.adapter import PREFIX, ROWS_KEY, LoraSettings, save_adapter
-from zhllama.model.weights import INDEX, shards
+from zhllama.model.directory import INDEX, ModelDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN, INNER, ROWS, LAYERS = 4096, 11_008, 32_000, 10
@@ -89,7 +89,7 @@ def make_run(directory: Path, model: Path) -> None:
         state[f"{PREFIX}{module}.{ROWS_KEY}"] = torch.randn(new, HIDDEN) * 0.02
     config = SimpleNamespace(vocab_size=made["rows"], tie_word_embeddings=False)
     with artifact.create(directory, "run", "pretrain", {}, {"model": model}) as run:
-        save_adapter(run.path, state, lora, model, config, new)
+        save_adapter(run.path, state, lora, ModelDirectory.open(model), config, new)
 
 
 def zhllama(*arguments: object) -> dict[str, float]:
@@ -110,7 +110,9 @@ def zhllama(*arguments: object) -> dict[str, float]:
 
 def weight(directory: Path, rows: int) -> tuple[float, float]:
     """GB of the largest shard and of the embedding."""
-    return max(file.stat().st_size for file in shards(directory)) / 1e9, rows * HIDDEN * 2 / 1e9
+    return max(
+        file.stat().st_size for file in ModelDirectory.open(directory).shards
+    ) / 1e9, rows * HIDDEN * 2 / 1e9
 
 
 def main() -> None:

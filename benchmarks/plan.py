@@ -106,9 +106,9 @@ def measure(case: dict[str, Any], directory: Path) -> None:
     from transformers import TrainingArguments
 
     from zhllama.model.adapter import LoraSettings
+    from zhllama.model.directory import ModelDirectory
     from zhllama.model.trainable import load_trainable
     from zhllama.pack.blocks import Blocks
-    from zhllama.tokenizer.load import load
     from zhllama.train.pretrain import PretrainConfig
     from zhllama.train.run import compute_dtype
     from zhllama.train.trainer import BlockTrainer
@@ -120,7 +120,12 @@ def measure(case: dict[str, Any], directory: Path) -> None:
     )  # fmt: skip
     lora = LoraSettings(rank=case["rank"], alpha=2 * case["rank"], dropout=0.05)
     config = PretrainConfig(
-        str(directory), "-", str(directory / "out"), embeddings=case["embeddings"], lora=lora, train=arguments
+        model=str(directory),
+        tokens="-",
+        output=str(directory / "out"),
+        embeddings=case["embeddings"],
+        lora=lora,
+        train=arguments,
     )
     (directory / "out").mkdir()
     letters = pre_tokenizers.ByteLevel.alphabet()
@@ -134,8 +139,9 @@ def measure(case: dict[str, Any], directory: Path) -> None:
     import peft  # noqa: F401 - what training imports is no part of the plan
 
     bare = resident("VmRSS")
-    model = load_trainable(directory, case["embeddings"], lora, compute_dtype(arguments))
-    trainer = BlockTrainer(model, config, lora, blocks, load(directory), directory)
+    base = ModelDirectory.open(directory)
+    model = load_trainable(base, config.parts(), compute_dtype(arguments))
+    trainer = BlockTrainer(model, config, base, None, blocks)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not that of training
     trainer.train()
     print(resident("VmHWM") - bare)

@@ -165,12 +165,14 @@ def needed(folder: Path) -> float:
     """Operations a token that the run itself needs: what a way does beyond them does not count for it."""
     import torch
 
-    from zhllama.model.adapter import LoraSettings
+    from zhllama.model.adapter import LoraSettings, Parts
+    from zhllama.model.directory import ModelDirectory
     from zhllama.model.operations import flops_of
     from zhllama.model.trainable import load_trainable
 
     lora = LoraSettings(rank=RANK, alpha=ALPHA)
-    return flops_of(load_trainable(folder / "model", "new", lora, torch.float32), BLOCK)
+    base = ModelDirectory.open(folder / "model")
+    return flops_of(load_trainable(base, Parts("new", lora), torch.float32), BLOCK)
 
 
 def measure(dtype: str, ways: dict[str, str], folder: str, operations: float) -> list[list[object]]:

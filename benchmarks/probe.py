@@ -18,9 +18,9 @@ from table import machine, write_table
 
 from zhllama.artifact import write_json
 from zhllama.demo.material import news, write_base
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY
 from zhllama.model.probe import ProbeConfig, probe_init
 from zhllama.model.resize import Initialisation
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
 from zhllama.tokenizer.merge import MergeTokenizerConfig, merge_tokenizer
 from zhllama.tokenizer.train import TrainTokenizerConfig, train_tokenizer
 

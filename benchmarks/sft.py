@@ -215,7 +215,8 @@ def losses(folder: Path) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM
 
     from zhllama.config import parse
-    from zhllama.model.adapter import adapter_parts, load_adapter
+    from zhllama.model.adapter import RunDirectory, load_adapter
+    from zhllama.model.directory import ModelDirectory
     from zhllama.model.trainable import load_trainable
     from zhllama.pack.conversations import pack_conversations
     from zhllama.train.sft import SftConfig, sft
@@ -230,8 +231,8 @@ def losses(folder: Path) -> tuple[float, float]:
     sft(parse("sft", SftConfig, flags))
 
     rows = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
-    embeddings, settings, full = adapter_parts(run)
-    ours = load_trainable(folder / "model", embeddings, settings, torch.float32, None, full)
+    parts = RunDirectory.open(run).parts
+    ours = load_trainable(ModelDirectory.open(folder / "model"), parts, torch.float32)
     load_adapter(ours.trainable(), run)
     ours.eval()
     blocks = pack_conversations(

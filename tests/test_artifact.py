@@ -19,11 +19,12 @@ from zhllama.artifact import (
     create,
     fingerprint,
     read_record,
-    require,
-    tokenizer_fingerprint,
     write_json,
 )
 from zhllama.config import UserError
+from zhllama.corpus.read import Corpus
+from zhllama.model.directory import ModelDirectory
+from zhllama.tokenizer.load import TokenizerDirectory
 
 
 @dataclass
@@ -135,7 +136,7 @@ def test_an_interrupt_leaves_an_unfinished_directory(
     stop(output, source, problem)
     assert sorted(content(output)) == ["half.txt", "run.json"]
     assert "result" not in read_record(output)
-    assert refusal(lambda: require(output, "corpus", "--corpus")) == (
+    assert refusal(lambda: Corpus.open(output, "--corpus").path) == (
         f"--corpus {output}: its clean run did not finish; run that command again"
     )
 
@@ -263,23 +264,23 @@ def test_an_output_inside_an_input_is_refused(source: Path, below: str) -> None:
 
 def test_a_finished_directory_of_the_kind_is_returned(tmp_path: Path, source: Path) -> None:
     make(tmp_path / "out", source)
-    assert require(str(tmp_path / "out"), "corpus", "--corpus") == tmp_path / "out"
+    assert Corpus.open(str(tmp_path / "out"), "--corpus").path == tmp_path / "out"
 
 
 def test_a_foreign_directory_or_file_is_returned(source: Path) -> None:
-    assert require(source, "model", "--model") == source
-    assert require(source / "a.txt", "corpus", "--corpus") == source / "a.txt"
+    assert ModelDirectory.open(source, "--model").path == source
+    assert Corpus.open(source / "a.txt", "--corpus").path == source / "a.txt"
 
 
 def test_a_model_directory_has_a_tokenizer_inside(tmp_path: Path, source: Path) -> None:
     make(tmp_path / "out", source, kind="model")
-    assert require(tmp_path / "out", "tokenizer", "--tokenizer") == tmp_path / "out"
+    assert TokenizerDirectory.open(tmp_path / "out", "--tokenizer").path == tmp_path / "out"
 
 
 def test_a_directory_of_another_kind_is_refused(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out"
     make(output, source)
-    assert refusal(lambda: require(output, "model", "--model")) == (
+    assert refusal(lambda: ModelDirectory.open(output, "--model").path) == (
         f"--model {output}: this is a corpus directory (made by clean), and a model directory is needed"
     )
 
@@ -289,7 +290,10 @@ def test_what_is_not_there_is_refused_without_asking_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)  # called, it would be a TypeError
-    assert refusal(lambda: require(name, "model", "--model")) == f"--model {name}: no such file or directory"
+    assert (
+        refusal(lambda: ModelDirectory.open(name, "--model").path)
+        == f"--model {name}: no such file or directory"
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,7 +304,7 @@ def test_a_hub_that_has_no_answer_is_named(problem: Exception, monkeypatch: pyte
         raise problem
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
-    assert refusal(lambda: require("org/name", "model", "--model")) == (
+    assert refusal(lambda: ModelDirectory.open("org/name", "--model").path) == (
         f"--model org/name: no such directory here, and the hub gave none ({type(problem).__name__})"
     )
 
@@ -313,7 +317,7 @@ def test_a_hub_name_becomes_its_snapshot(source: Path, monkeypatch: pytest.Monke
         return str(source)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
-    assert require("org/name-1.0", "model", "--model") == source
+    assert ModelDirectory.open("org/name-1.0", "--model").path == source
     assert asked["name"] == "org/name-1.0"
     assert not any("bin" in pattern or "pt" in pattern for pattern in asked["patterns"])  # type: ignore[attr-defined]
 
@@ -381,19 +385,6 @@ def test_the_record_of_a_finished_directory_holds_its_fingerprint(tmp_path: Path
     recorded = read_record(tmp_path / "out")["result"]["fingerprint"]
     (tmp_path / "out" / "run.json").unlink()
     assert fingerprint(tmp_path / "out") == recorded
-
-
-def test_a_tokenizers_fingerprint_is_that_of_the_file_that_decides(source: Path) -> None:
-    (source / "tokenizer.model").write_bytes(b"m")
-    assert tokenizer_fingerprint(source) == sha256(b"m").hexdigest()
-    (source / "tokenizer.json").write_bytes(b"j")
-    assert tokenizer_fingerprint(source) == sha256(b"j").hexdigest()
-
-
-def test_a_directory_without_a_tokenizer_is_refused(source: Path) -> None:
-    assert refusal(lambda: tokenizer_fingerprint(source)) == (
-        f"{source}: no tokenizer.json or tokenizer.model inside"
-    )
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

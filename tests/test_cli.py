@@ -11,19 +11,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docstring_parser import parse_from_object
 
-from zhllama import cli
-from zhllama.cli import COMMANDS, main
+from zhllama import cli, extras
+from zhllama.cli import COMMANDS, EXTRAS, HIDDEN, STAGES, main
 from zhllama.config import SHOWN, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
 # A module imports from its own floor and from those before it; a new noun gets its place here.
-GROUND = {"config", "stop", "artifact", "terminal", "page", "device", "decode", "tables", "rows"}
+# (`workers` is on the ground floor since corpora and conversations are worked on in processes, and it knows neither;
+# `decode` and `tables` since `rows`, the one reader, is.)
+GROUND = {
+    *("mistake", "config", "stop", "workers", "artifact", "terminal", "page", "device", "extras", "recipes"),
+    *("decode", "tables", "rows"),
+}
 FLOORS = (
     GROUND,
     {"corpus"},
@@ -63,6 +70,18 @@ def fake_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS, "fake", (f"{__name__}:fake", "for tests"))
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--what", "care"]])
+def test_a_command_without_its_extra_ends_before_anything_of_it_is_imported(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "fake", ("zhllama.no_such_module:fake", "for tests"))
+    monkeypatch.setitem(EXTRAS, "fake", "clean")
+    monkeypatch.setattr(extras, "packages_of", lambda extra: ["no-such-package"])
+    assert exit_code("fake", *arguments) == 2
+    line = "fake needs the extra [clean]: pip install 'zhllama[clean]' (not installed: no-such-package)"
+    assert capsys.readouterr() == ("", f"zhllama fake: error: {line}\n")
+
+
 def exit_code(*arguments: str) -> Any:
     with pytest.raises(SystemExit) as stopped:
         main(list(arguments))
@@ -79,11 +98,23 @@ def config_of(command: str) -> Any:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
-def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_under_its_stage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     main(arguments)
-    lines = capsys.readouterr().out.splitlines()
-    for name, (_, what) in COMMANDS.items():
-        assert [line.split(maxsplit=1) for line in lines].count([name, what]) == 1, name
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    listed = [[name, what] for stage in STAGES.values() for name, (_, what) in stage.items()]
+    assert [line for line in lines if line and line[0] in COMMANDS] == listed
+    assert {name for name, _ in listed} == set(COMMANDS) - set(HIDDEN)
+    for stage, commands in STAGES.items():
+        after = lines.index(f"{stage}:".split(maxsplit=1)) + 1
+        assert [line[0] for line in lines[after : after + len(commands)]] == list(commands)
+        assert lines[after + len(commands)] == []
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"zhllama {version('zhllama')}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -114,6 +145,25 @@ def test_a_commands_help_names_every_setting(command: str, capsys: pytest.Captur
     assert " ".join(config_class.__doc__.split()) in " ".join(shown.split())
 
 
+def help_lines(config_class: Any) -> Iterator[str]:
+    """The lines of help of a command's own settings, those of nested ones too, and the titles of their groups."""
+    for setting in parse_from_object(config_class).params:
+        yield f"--{setting.arg_name}: {' '.join(str(setting.description).split())}"
+    for name, hint in typing.get_type_hints(config_class).items():
+        if name != "train" and dataclasses.is_dataclass(hint):  # those of TrainingArguments are transformers'
+            yield f"{name}: {' '.join(str(hint.__doc__).split())}"
+            yield from help_lines(hint)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_line_of_help_can_be_read_without_its_setting(command: str) -> None:
+    """`--seed: Of the sampling.` cannot."""
+    lines = list(help_lines(config_of(command)))
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"\S+: (?!Of |From |By )\S+ \S.*\.", line), line
+
+
 @pytest.mark.parametrize(
     ("command", "hint"),
     [
@@ -138,7 +188,8 @@ def test_the_launchers_local_rank_is_no_setting(
     fake_command: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["fake", "--local_rank=1", "--what", "care"])
-    assert capsys.readouterr().out == "ran with care\n"
+    main(["--local_rank=0", "fake", "--what", "care"])  # deepspeed --module zhllama fake
+    assert capsys.readouterr().out == "ran with care\n" * 2
 
 
 def test_a_users_mistake_exits_2_with_one_line(

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from zhllama.config import UserError
-from zhllama.conversation.evaluation import occurs, read_questions
+from zhllama.conversation.evaluation import mark_contaminated, read_questions
 from zhllama.conversation.formats import Message
 
 LONG = "请简要介绍一下中国古代的四大发明以及它们对世界的影响。"
@@ -118,26 +118,26 @@ def test_an_evaluation_file_without_a_question_is_refused(tmp_path: Path) -> Non
 )
 def test_a_request_that_is_nearly_is_or_holds_a_question(request_: str, found: bool) -> None:
     questions = ["你好吗", LONG[:-1]]
-    assert occurs(questions, [ask(request_)], 0.7).tolist() == [found]
+    assert mark_contaminated(questions, [ask(request_)], 0.7).tolist() == [found]
 
 
 def test_a_reply_that_holds_a_question_counts_and_an_equal_short_one_does_not() -> None:
     rows = [ask("甲", f"例如：{LONG}"), ask("乙", "你好吗")]
-    assert occurs(["你好吗", LONG], rows, 0.8).tolist() == [True, False]
+    assert mark_contaminated(["你好吗", LONG], rows, 0.8).tolist() == [True, False]
 
 
 def test_any_turn_counts() -> None:
-    assert occurs(["你好吗"], [[*ask("甲"), *ask("你好吗")]], 0.8).tolist() == [True]
+    assert mark_contaminated(["你好吗"], [[*ask("甲"), *ask("你好吗")]], 0.8).tolist() == [True]
 
 
 def test_only_the_same_counts_where_nothing_else_is_asked_for() -> None:
     near = LONG.replace("简要", "简单")
-    assert occurs([LONG], [ask(near), ask(LONG)], 1).tolist() == [False, True]
-    assert occurs([LONG], [ask(near), ask(LONG)], 0.6).tolist() == [True, True]
+    assert mark_contaminated([LONG], [ask(near), ask(LONG)], 1).tolist() == [False, True]
+    assert mark_contaminated([LONG], [ask(near), ask(LONG)], 0.6).tolist() == [True, True]
 
 
 def test_rows_alike_are_no_questions() -> None:
-    assert not occurs(["另一个问题是什么"], [ask(LONG), ask(LONG)], 0.8).any()
+    assert not mark_contaminated(["另一个问题是什么"], [ask(LONG), ask(LONG)], 0.8).any()
 
 
 def test_real_questions_are_found(shared_data: Path) -> None:
@@ -146,4 +146,18 @@ def test_real_questions_are_found(shared_data: Path) -> None:
     rows = [
         json.loads(line)["question"] for line in (shared_data / "belle_eval_set.json").open(encoding="utf-8")
     ]
-    assert occurs(questions, [ask(row) for row in rows[:100]], 0.8).all()
+    assert mark_contaminated(questions, [ask(row) for row in rows[:100]], 0.8).all()
+
+
+@pytest.mark.parametrize(("length", "found"), [(9, False), (10, True), (12, True)])
+def test_a_question_is_looked_for_in_a_text_from_ten_characters_on(length: int, found: bool) -> None:
+    question = LONG[:length]
+    row = ask("甲", f"例如{question}，等等，还有很多。")
+    assert mark_contaminated([question, question[:10] + "别的问题"], [row], 1).tolist() == [found]
+
+
+def test_rows_that_share_the_wording_of_a_question_are_none() -> None:
+    wording = "请根据下面的描述回答问题，并给出详细的建议和理由："
+    assert not mark_contaminated(
+        [wording + "牙疼怎么办？"], [ask(wording + "北京有哪些好吃的小吃？")], 1
+    ).any()

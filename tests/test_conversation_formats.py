@@ -9,7 +9,7 @@ import pytest
 
 from zhllama.config import UserError
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect, read_row
-from zhllama.conversation.read import read_rows
+from zhllama.conversation.read import read_instructions
 
 ALPACA = {"instruction": "翻译", "input": "hello", "output": "你好"}
 OPENAI = {"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好！"}]}
@@ -88,12 +88,16 @@ def test_each_format_is_told_by_its_rows(row: dict[str, Any], name: str, message
     assert said(row)[:2] == (name, messages)
 
 
-def test_a_translation_pair_is_told_and_asked_one_way() -> None:
-    name, messages, task = said(PAIR)
+RARE = {"english": "biangbiang noodles", "chinese": "\U00030ede\U00030ede"}
+
+
+@pytest.mark.parametrize("pair", [PAIR, RARE], ids=["common", "extension G"])
+def test_a_translation_pair_is_told_and_asked_one_way(pair: dict[str, str]) -> None:
+    name, messages, task = said(pair)
     assert (name, task) == ("translation", "translation")
     asked, answered = (message["content"] for message in messages)
-    assert answered in PAIR.values()
-    assert next(text for text in PAIR.values() if text != answered) in asked
+    assert answered in pair.values()
+    assert next(text for text in pair.values() if text != answered) in asked
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def test_turns_must_alternate_and_every_reply_say_something(roles: str, why: str
     ],
 )
 def test_real_files_are_read_whole(shared_data: Path, file: str, name: str, rows: int) -> None:
-    found = [row for _, row in read_rows(shared_data / file)]
+    found = [row for _, row in read_instructions(shared_data / file)]
     assert (detect(found, file), len(found)) == (name, rows)
     dropped: Counter[str] = Counter()
     for row in found:

@@ -61,6 +61,11 @@ def test_columns_of_a_tsv_are_told(tmp_path: Path, names: list[str], swapped: bo
     assert read[0][0] == 1 + len(names)
 
 
+def test_the_column_of_rare_characters_is_the_chinese_one(tmp_path: Path) -> None:
+    file = put(tmp_path, ["\u3400\U00020000\tFirst of extensions A and B"], "pairs.tsv")
+    assert [row["chinese"] for _, row in read_instructions(file)] == ["\u3400\U00020000"]
+
+
 def test_other_columns_of_a_tsv_are_passed_over_and_torn_lines_dropped(tmp_path: Path) -> None:
     file = put(tmp_path, ["id\tenglish\tchinese", "7\tYes.\t是。", "8\tNo."], "pairs.tsv")
     torn = Unread("8\tNo.", "2 cells, not 3")

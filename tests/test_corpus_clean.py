@@ -8,7 +8,7 @@ import pytest
 from zhllama import cli
 from zhllama.artifact import fingerprint, read_record
 from zhllama.config import UserError
-from zhllama.corpus import pipeline as stages
+from zhllama.corpus import pipeline as blocks
 from zhllama.corpus import rules
 from zhllama.corpus.clean import CleanConfig, clean
 from zhllama.corpus.read import read_documents
@@ -199,7 +199,7 @@ def test_an_interrupted_run_is_unfinished_and_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stages, "judge", interrupt)
+        patch.setattr(blocks, "judge", interrupt)
         run(tmp_path, corpus)
     assert "result" not in json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     with pytest.raises(UserError, match="did not finish"):
@@ -220,7 +220,7 @@ def test_a_run_goes_on_with_the_same_settings_and_text_only(
             raise KeyboardInterrupt
         return rules.judge(text, limits)
 
-    monkeypatch.setattr(stages, "judge", judge)
+    monkeypatch.setattr(blocks, "judge", judge)
     expected = contents(run(tmp_path, corpus, "whole", shard_megabytes=0.002)[0])
     for change, again in ((None, 33), ("setting", 132), ("text", 132)):
         judged, stop = [], True

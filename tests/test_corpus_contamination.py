@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import random
 from pathlib import Path
 
 import pyarrow
@@ -9,6 +10,7 @@ import pytest
 
 from zhllama.config import UserError
 from zhllama.corpus.clean import CleanConfig, clean
+from zhllama.corpus.contamination import EvaluationIndex
 from zhllama.corpus.read import read_documents
 
 CLEAN = "新华社北京电，国务院今天公布了新的计划，各地反响热烈。"
@@ -98,3 +100,20 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     evaluation(tmp_path, FILES)
     with pytest.raises(UserError, match=r"e.txt: no such folder"):
         run(tmp_path, [CLEAN], tmp_path / "e.txt")
+
+
+def test_an_index_finds_what_a_set_of_sequences_finds(tmp_path: Path) -> None:
+    source = random.Random(3)
+    texts = ["".join(source.choices("天地玄黄", k=30)) for _ in range(20)]
+    index = EvaluationIndex.of(4, enumerate(texts))
+    index.save(tmp_path)
+    for text in ("".join(source.choices("天地玄黄宇", k=50)), "天地", ""):
+        sequences = {at: text[at : at + 4] for at in range(len(text) - 3)}
+        first = {
+            at: next((n for n, one in enumerate(texts) if s in one), None) for at, s in sequences.items()
+        }
+        expected = {at: number for at, number in first.items() if number is not None}
+        for one in (index, EvaluationIndex.open(4, tmp_path)):
+            places, numbers = one.find(text)
+            assert dict(zip(places.tolist(), numbers.tolist(), strict=True)) == expected
+    assert not len(EvaluationIndex.of(4, []).find(texts[0])[0])

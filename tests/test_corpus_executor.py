@@ -1,10 +1,12 @@
 """What a run of `clean` survives: kill -9, a full disk, any number of workers."""
 
+import contextlib
 import json
 import os
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,6 +96,8 @@ def background(tmp_path: Path, settings: dict[str, object]) -> Iterator[subproce
         for name, value in settings.items()
         for word in (f"--{name.replace('_', '-')}", str(value).lower() if value is True else str(value))
     ]
+    # a shell's background job ignores Ctrl-C, and so would what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     words = ["clean", *flags, "--output", str(tmp_path / "out"), "--workers", "2"]
     with subprocess.Popen([sys.executable, "-m", "zhllama", *words], stderr=subprocess.PIPE) as process:
         yield process
@@ -144,14 +148,33 @@ def test_a_killed_worker_ends_the_run_in_one_line_and_it_goes_on(
     wait_for(tmp_path / "out" / "logs" / "read" / "logs" / "task_00001.log", background)
     while background.poll() is None:
         for child in psutil.Process(background.pid).children(recursive=True):
-            if child.is_running() and child.ppid() != background.pid:
-                child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # the run ends the others itself
+                if child.ppid() != background.pid:
+                    child.kill()
     assert background.stderr
     lines = background.stderr.read().decode().splitlines()
     assert background.returncode == 2
     assert len(lines) == 1
     assert "a worker process was killed (signal 9)" in lines[0]
     assert run(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_and_its_workers_in_one_line(
+    tmp_path: Path, run: Run, expected: dict[str, bytes], background: subprocess.Popen[bytes]
+) -> None:
+    wait_for(tmp_path / "out" / "logs" / "read" / "logs" / "task_00001.log", background)
+    children = psutil.Process(background.pid).children(recursive=True)
+    for process in (*children, psutil.Process(background.pid)):  # as a terminal does
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGINT)
+    _, said = background.communicate(timeout=120)
+    assert background.returncode == 130
+    assert said.decode().strip() == (
+        "zhllama clean: interrupted; inputs are untouched, the output is marked unfinished"
+    )
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert run(tmp_path / "out", workers=2) == expected
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

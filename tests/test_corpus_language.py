@@ -31,6 +31,12 @@ def test_the_main_language(text: str, expected: str | None) -> None:
     assert next(iter(shares(text)), None) == expected
 
 
+def test_a_little_kana_among_characters_of_extension_b_is_not_japanese() -> None:
+    rare = "".join(chr(0x20000 + 7 * number) for number in range(120))
+    quoted = "経済産業省の発表によると日本の輸出は増加した"
+    assert shares(rare[:60] + quoted + rare[60:]).keys() == {"zh-Hant", "zh"}
+
+
 def test_prose_with_a_few_such_lines_is_no_code() -> None:
     assert not is_code(f"{SIMPLE}\n{SIMPLE}\n{SIMPLE}\nx = 1;")
     assert not is_code("x = 1")

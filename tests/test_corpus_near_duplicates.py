@@ -7,8 +7,9 @@ import pytest
 from datatrove.pipeline.dedup.minhash import read_sigs
 
 from zhllama.corpus.clean import CleanConfig, clean
-from zhllama.corpus.near_duplicates import GRAM, NEAR, PERMUTED_BY, _components
-from zhllama.corpus.ngrams import AT_ONCE, letters, ngram_hashes, signatures
+from zhllama.corpus.compare import letters
+from zhllama.corpus.minhash import DOCUMENTS, sign
+from zhllama.corpus.near_duplicates import NEAR, _components
 from zhllama.corpus.read import read_documents
 
 
@@ -37,40 +38,6 @@ def run(tmp_path: Path, name: str, texts: list[str], **settings: object) -> tupl
     clean(CleanConfig(str(corpus), str(output), **{"workers": 1, "privacy": "keep", **settings}))  # type: ignore[arg-type]
     result = json.loads((output / "run.json").read_text(encoding="utf-8"))["result"]
     return list(read_documents(output)), result["dropped"]
-
-
-def test_hashes_of_grams_depend_on_their_characters_alone() -> None:
-    first, second = ngram_hashes("甲乙丙丁戊己", GRAM), ngram_hashes("子乙丙丁戊己庚", GRAM)
-    assert len(first) == 2
-    assert first[1] == second[1]
-    assert first[0] != second[0]
-    assert len(ngram_hashes("甲乙丙丁", GRAM)) == len(ngram_hashes("", GRAM)) == 0
-
-
-def test_texts_are_compared_by_letters_and_digits() -> None:
-    assert letters("《ABc》，第１号：\n　好_") == "abc第１号好"
-
-
-def test_signatures_estimate_the_share_of_common_grams_without_bias(articles: list[str]) -> None:
-    errors = []
-    for number, text in enumerate(articles):
-        pair = [letters(text), letters(altered(text, 0.03, number))]
-        grams = [set(ngram_hashes(each, GRAM).tolist()) for each in pair]
-        signed = signatures(pair, GRAM, PERMUTED_BY)
-        errors.append(np.mean(signed[0] == signed[1]) - len(grams[0] & grams[1]) / len(grams[0] | grams[1]))
-    assert abs(np.mean(errors)) < 0.02  # the standard error of 60 estimates of 112 hashes is 0.006
-    assert np.std(errors) < 0.06
-
-
-def test_a_text_has_the_same_signature_whatever_stands_beside_it() -> None:
-    source = random.Random(1)
-    lengths = [5, 9000, 6, AT_ONCE + 1, 40, 70]
-    texts = ["".join(source.choices("天地玄黄宇宙洪荒日月盈昃辰宿列张", k=length)) for length in lengths]
-    factors, terms = PERMUTED_BY
-    for text, signed in zip(texts, signatures(texts, GRAM, PERMUTED_BY), strict=True):
-        hashes = (ngram_hashes(text, GRAM) >> np.uint64(32)).astype(np.uint32)
-        assert (signed == (factors[:, None] * hashes + terms[:, None]).min(axis=1)).all()
-    assert signatures([], GRAM, PERMUTED_BY).shape == (0, 112)
 
 
 def test_components_are_named_by_their_least_member() -> None:
@@ -149,5 +116,5 @@ def test_signatures_are_in_the_format_that_datatrove_reads(tmp_path: Path, artic
     folder = get_datafolder(str(tmp_path / "near-signatures"))
     read = list(read_sigs(folder.open("bucket_002/00003.minhash.sig", "rb"), 0, NEAR))
     assert sorted(each.doc_id for each in read) == list(range(len(articles)))
-    [expected] = signatures([letters(articles[7])], GRAM, PERMUTED_BY)
+    [expected] = sign([letters(articles[7])], DOCUMENTS)
     assert next(each.sig for each in read if each.doc_id == 7) == tuple(expected[16:24].tolist())

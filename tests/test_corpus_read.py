@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from zhllama import decode
+from zhllama import decode, extras
 from zhllama.config import UserError
 from zhllama.corpus import read
 from zhllama.corpus.read import Layout, list_files, read_documents, read_file, says_encoding
@@ -296,3 +296,33 @@ def test_a_broken_row_of_a_table_stops_or_is_left_out(tmp_path: Path) -> None:
     told: list[str] = []
     assert [passage.text for passage in read_file(path, Layout(), broken=told.append)] == ["好"]
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("a.parquet", "pyarrow"),
+        ("a.jsonl.zst", "pyarrow"),
+        ("a.HTML", "trafilatura"),
+        ("a.htm.gz", "trafilatura"),
+        ("a.epub", "lxml"),
+        ("a.docx", "lxml"),
+    ],
+)
+def test_a_bare_install_refuses_files_that_it_cannot_read(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
+    file = put(tmp_path / "in" / name, b"")
+    line = f"{file} needs the extra [clean]: pip install 'zhllama[clean]' (not installed: {package})"
+    for source in (file, file.parent):
+        with pytest.raises(UserError) as refused:
+            list_files(source)
+        assert str(refused.value) == line
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "a.md.xz", "a.html.txt"])
+def test_a_bare_install_reads_text(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
+    file = put(tmp_path / name, b"")
+    assert list_files(file) == [file]

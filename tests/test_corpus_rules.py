@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zhllama.corpus import rules
+from zhllama.corpus.compare import without_space
 from zhllama.corpus.rules import Limits, judge, normalise, repetition
 
 NEWS = "新华社北京电，国务院侨务办公室主任今天通过新闻媒介，向海外同胞致以新年的祝贺。"
@@ -107,7 +108,7 @@ def test_a_text_decoded_wrongly_is_garbled(sent: str, read: str) -> None:
     ],
 )
 def test_rare_words_and_other_letters_are_not_garbled(text: str) -> None:
-    assert rules.garbled(rules.without_space(text), Limits()) is None
+    assert rules.garbled(without_space(text), Limits()) is None
 
 
 def test_a_text_of_stars_and_emoji_is_ornaments() -> None:
@@ -155,6 +156,8 @@ def test_one_end_of_a_sentence_makes_no_list() -> None:
     assert judge(names, Limits()) == "no sentences"
     assert judge(names + "。", Limits()) is None
     assert judge(names + ".", Limits()) is None
+    assert judge(names + "\U00020000.", Limits()) is None  # an end behind a character of extension B
+    assert judge(names + "a.", Limits()) == "no sentences"
 
 
 def test_common_characters_are_the_first_levels_of_both_standards() -> None:

@@ -1,14 +1,17 @@
+import random
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from zhllama.config import UserError
-from zhllama.corpus.words import Words, plain, read_words
+from zhllama.corpus.compare import folded
+from zhllama.corpus.words import Words, read_words
 
 
 def found(words: list[str], text: str) -> list[str]:
-    return list(Words(map(plain, words)).find(plain(text)))
+    return list(Words(map(folded, words)).find(folded(text)))
 
 
 def test_the_longest_word_is_found_at_each_place() -> None:
@@ -28,6 +31,25 @@ def test_latin_words_are_whole_and_case_and_width_do_not_count() -> None:
         "vpn",
         "卖vip",
     ]
+
+
+def test_words_inside_and_across_others_are_as_one_by_one() -> None:
+    source = random.Random(1)
+    for _ in range(500):
+        words = ["".join(source.choices("ab1中文 ", k=source.randint(1, 5))) for _ in range(6)]
+        text = "".join(source.choices("ab1中文 ", k=40))
+        expected, place = [], 0
+        while place < len(text):
+            whole = [
+                word
+                for word in words
+                if text.startswith(word, place)
+                and not re.search("[ab1]{2}", text[max(place - 1, 0) : place + 1] if place else "")
+                and not re.search("[ab1]{2}", text[place + len(word) - 1 : place + len(word) + 1])
+            ]
+            expected += [max(whole, key=len)] if whole else []
+            place += len(expected[-1]) if whole else 1
+        assert list(Words(words).find(text)) == expected
 
 
 def test_time_does_not_grow_with_the_list(chinese_text: str) -> None:

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zhllama.artifact import read_record
 from zhllama.cli import main
+from zhllama.model.adapter import Parts
 from zhllama.model.bits import measure
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import load_trainable
 from zhllama.tokenizer.load import load
 
@@ -37,7 +39,7 @@ def text(tmp_path: Path) -> Path:
 
 def measured(model: Path, file: Path, block_size: int = 64, max_bytes: int = 0) -> dict[str, float]:
     """In float32, whatever the machine prefers."""
-    whole = load_trainable(model, "none", None, torch.float32, "cpu")
+    whole = load_trainable(ModelDirectory.open(model), Parts(), torch.float32, "cpu")
     return measure(whole, load(model), file, block_size, max_bytes)
 
 
@@ -174,7 +176,10 @@ def test_the_report_and_the_record(
         (["--model", "{model}", "--text", "x={text}", "--block-size", "513"], "has 512 positions"),
         (["--model", "{run}", "--text", "x={text}"], "this is a run directory (made by pretrain)"),
         (["--adapter", "{model}", "--text", "x={text}"], "this is a model directory (made by resize"),
-        (["--adapter", "{foreign}", "--text", "x={text}"], "no finished run inside; give the --output of"),
+        (
+            ["--adapter", "{foreign}", "--text", "x={text}"],
+            "no finished adapter inside; give the --output of",
+        ),
         (["--adapter", "{run}", "--model", "{base}", "--text", "x={text}"], "give the model it was trained"),
         (["--model", "{model}", "--text", "x={empty}"], "empty.txt"),
     ],

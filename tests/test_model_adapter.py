@@ -16,12 +16,14 @@ from zhllama.model.adapter import (
     ADAPTER_WEIGHTS,
     Embeddings,
     LoraSettings,
-    adapter_parts,
+    Parts,
     gathered_state,
     load_adapter,
     part_of,
     save_adapter,
+    saved_parts,
 )
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import TrainableModel, load_trainable
 
 CHOICES: dict[str, tuple[Embeddings, LoraSettings | None]] = {
@@ -37,7 +39,7 @@ CHOICES: dict[str, tuple[Embeddings, LoraSettings | None]] = {
 
 def save(model: TrainableModel, path: Path, base: Path, lora: LoraSettings | None = LORA) -> None:
     state = gathered_state(model.trainable(), keep=True)
-    save_adapter(path, state, lora, base, model.config, model.new_row_count)
+    save_adapter(path, state, lora, ModelDirectory.open(base), model.config, model.new_row_count)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -70,9 +72,11 @@ def test_what_was_saved_loads_again(
     model = taught(extended_models[kind], embeddings, lora, full)
     save(model, tmp_path, extended_models[kind], lora)
     in_order = lora and replace(lora, targets=sorted(lora.targets))
-    assert adapter_parts(tmp_path) == (embeddings, in_order, full)
+    assert saved_parts(tmp_path) == Parts(embeddings, in_order, full)
     assert (tmp_path / ADAPTER_CONFIG).is_file() is not full
-    fresh = load_trainable(extended_models[kind], embeddings, lora, torch.float32, full=full)
+    fresh = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts(embeddings, lora, full=full), torch.float32
+    )
     load_adapter(fresh.trainable(), tmp_path)
     for name, parameter in model.trainable().items():
         assert torch.equal(parameter, fresh.trainable()[name])
@@ -84,10 +88,10 @@ def test_saved_tensors_are_float32_and_settings_are_kept(
     tmp_path: Path, extended_models: dict[str, Path], kind: str
 ) -> None:
     lora = LoraSettings(rank=2, alpha=6, dropout=0.25, targets=["v_proj", "q_proj"])
-    model = load_trainable(extended_models[kind], "new", lora, torch.bfloat16)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", lora), torch.bfloat16)
     save(model, tmp_path, extended_models[kind], lora)
     assert {tensor.dtype for tensor in load_file(tmp_path / ADAPTER_WEIGHTS).values()} == {torch.float32}
-    read = adapter_parts(tmp_path)[1]
+    read = saved_parts(tmp_path).method
     assert read == LoraSettings(rank=2, alpha=6, dropout=0.25, targets=["q_proj", "v_proj"])
     content = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
     assert content["base_model_name_or_path"] == str(extended_models[kind])
@@ -103,15 +107,23 @@ def test_lora_that_would_not_train(settings: dict[str, Any], message: str) -> No
 
 
 def test_adapter_of_another_shape(tmp_path: Path, extended_models: dict[str, Path], kind: str) -> None:
-    save(load_trainable(extended_models[kind], "new", LORA, torch.float32), tmp_path, extended_models[kind])
-    other = load_trainable(extended_models[kind], "new", LoraSettings(rank=8), torch.float32)
+    save(
+        load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32),
+        tmp_path,
+        extended_models[kind],
+    )
+    other = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("new", LoraSettings(rank=8)), torch.float32
+    )
     with pytest.raises(UserError, match=r"the adapter has no tensor .*lora_A.weight of shape \(8, 32\)"):
         load_adapter(other.trainable(), tmp_path)
 
 
 def test_parts_of_a_model_are_told_by_their_keys(extended_models: dict[str, Path], kind: str) -> None:
     def parts(embeddings: Embeddings, lora: LoraSettings | None, full: bool = False) -> set[str]:
-        model = load_trainable(extended_models[kind], embeddings, lora, torch.float32, full=full)
+        model = load_trainable(
+            ModelDirectory.open(extended_models[kind]), Parts(embeddings, lora, full=full), torch.float32
+        )
         return set(map(part_of, model.trainable()))
 
     assert parts("new", LORA) == {"LoRA", "new rows"}

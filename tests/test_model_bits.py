@@ -8,6 +8,8 @@ import torch
 
 from zhllama.config import UserError
 from zhllama.model import bits
+from zhllama.model.adapter import Parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import load_trainable
 from zhllama.tokenizer.load import load
 
@@ -61,7 +63,7 @@ def test_batches_hold_every_window_within_the_limit() -> None:
 
 
 def test_neighbours_in_a_batch_change_nothing(extended_models: dict[str, Path], kind: str) -> None:
-    model = load_trainable(extended_models[kind], "none", None, torch.float32, "cpu")
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts(), torch.float32, "cpu")
     cut = bits.windows(["今天天气很好。", "去公园散步，好。", "好"], load(extended_models[kind]), 64)
     alone = [bits.total_nats(model, bits.batch([window])) for window in cut]
     assert bits.total_nats(model, bits.batch(cut)) == pytest.approx(sum(alone), rel=1e-5)

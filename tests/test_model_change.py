@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from test_model_trainable import LORA, taught
 
-from zhllama.model.adapter import Embeddings
+from zhllama.model.adapter import Embeddings, Parts
 from zhllama.model.change import norms_of_change
-from zhllama.model.trainable import load_trainable, new_row_count
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.trainable import load_trainable
 
 ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -22,8 +23,8 @@ def stacked(differences: list[torch.Tensor]) -> float:
 def test_rows_and_lora(extended_models: dict[str, Path], kind: str, embeddings: Embeddings) -> None:
     directory = extended_models[kind]
     model = taught(directory, embeddings)
-    found = norms_of_change(model, directory, LORA.scale)
-    stored, new = load_file(directory / "model.safetensors"), new_row_count(directory)
+    found = norms_of_change(model, ModelDirectory.open(directory), LORA.scale)
+    stored, new = load_file(directory / "model.safetensors"), ModelDirectory.open(directory).new_rows
     old_rows, new_rows = [], []
     for key in filter(stored.__contains__, ENDS):
         before, name = stored[key], f"base_model.model.{key}"
@@ -53,12 +54,12 @@ def test_layers(extended_models: dict[str, Path], kind: str) -> None:
         if parameter.requires_grad
     ]
     expected = {"old rows": 0.0, "layers": stacked(differences)}
-    assert norms_of_change(model, directory, 0.0) == pytest.approx(expected, rel=1e-4)
+    assert norms_of_change(model, ModelDirectory.open(directory), 0.0) == pytest.approx(expected, rel=1e-4)
     assert len(differences) == 2 * 9 + 1
 
 
 def test_a_damaged_frozen_row_is_seen(extended_models: dict[str, Path], kind: str) -> None:
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32)
     model.base.lm_head.weight.data[7, 0] += 0.5
-    found = norms_of_change(model, extended_models[kind], LORA.scale)
+    found = norms_of_change(model, ModelDirectory.open(extended_models[kind]), LORA.scale)
     assert found == {"old rows": pytest.approx(0.5), "new rows": 0.0, "LoRA": 0.0}

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zhllama import artifact
 from zhllama.config import UserError
+from zhllama.model.directory import INDEX, SINGLE, ModelDirectory
 from zhllama.model.export import ExportConfig, export
-from zhllama.model.weights import INDEX, SINGLE
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 DTYPES = get_args(get_type_hints(ExportConfig)["dtype"])
@@ -200,5 +200,5 @@ def test_an_interrupted_export_is_made_again(
         patched.setattr("zhllama.model.export.copy_tokenizer", interrupt)
         exported(bytelevel_model_dir, tmp_path)
     unfinished = f"--model {tmp_path}/export: its export run did not finish; run that command again"
-    assert refusal(lambda: artifact.require(tmp_path / "export", "model", "--model")) == unfinished
+    assert refusal(lambda: ModelDirectory.open(tmp_path / "export", "--model").path) == unfinished
     assert (exported(bytelevel_model_dir, tmp_path) / "tokenizer.json").is_file()

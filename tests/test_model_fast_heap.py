@@ -8,6 +8,8 @@ import torch
 from test_model_trainable import LORA, blocks_of
 
 from zhllama.model import trainable
+from zhllama.model.adapter import Parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.fast import heap
 from zhllama.model.trainable import load_trainable
 
@@ -19,7 +21,9 @@ def test_every_pass_trims_before_its_loss_and_with_checkpointing_between_layers(
     trims: list[int] = []
     monkeypatch.setattr(heap, "_malloc_trim", lambda: trims.append)
     monkeypatch.setattr(trainable, "LAYERS", 1)
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32).train()
+    model = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32
+    ).train()
     layers = 0
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -52,5 +56,5 @@ def test_no_trims_where_there_is_no_such_function(
     extended_models: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heap.sys, "platform", "darwin")
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32)
     assert not model.base.get_output_embeddings()._forward_pre_hooks

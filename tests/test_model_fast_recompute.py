@@ -9,8 +9,9 @@ import torch
 from test_model_trainable import LORA, blocks_of
 from torch import Tensor
 
-from zhllama.model import trainable
-from zhllama.model.adapter import LoraSettings
+from zhllama.model.adapter import LoraSettings, Parts
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.fast import install
 from zhllama.model.trainable import TrainableModel, load_trainable
 
 Load = Callable[..., TrainableModel]
@@ -22,7 +23,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def load(*arguments: Any, **named: Any) -> TrainableModel:
         with monkeypatch.context() as patch:
-            patch.setattr(trainable, "recompute_activations", lambda model: None)
+            patch.setattr(install, "recompute_activations", lambda model, kind: None)
             return load_trainable(*arguments, **named)
 
     return load
@@ -53,8 +54,9 @@ def gradients(model: TrainableModel, autocast: bool = False) -> tuple[Tensor, di
 def test_loss_and_gradients_are_the_plain_ones(
     extended_models: dict[str, Path], kind: str, plain: Load, embeddings: Any, full: bool
 ) -> None:
-    choice = (extended_models[kind], embeddings, None if full else LORA, torch.float32)
-    ours, theirs = (gradients(stirred(load(*choice, full=full))) for load in (load_trainable, plain))
+    parts = Parts(embeddings, None if full else LORA, full=full)
+    choice = (ModelDirectory.open(extended_models[kind]), parts, torch.float32)
+    ours, theirs = (gradients(stirred(load(*choice))) for load in (load_trainable, plain))
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=0)
     for key, gradient in theirs[1].items():
         torch.testing.assert_close(ours[1][key], gradient, rtol=1e-4, atol=1e-6)
@@ -64,8 +66,10 @@ def test_loss_and_gradients_are_the_plain_ones(
 def test_bfloat16_is_as_close_to_float32_as_the_plain_one(
     extended_models: dict[str, Path], kind: str, plain: Load, full: bool
 ) -> None:
+    parts = Parts("new", None if full else LORA, full=full)
+
     def found(load: Load, dtype: torch.dtype) -> dict[str, Tensor]:
-        model = stirred(load(extended_models[kind], "new", None if full else LORA, dtype, full=full))
+        model = stirred(load(ModelDirectory.open(extended_models[kind]), parts, dtype))
         return gradients(model, dtype == torch.bfloat16)[1]
 
     exact = found(load_trainable, torch.float32)
@@ -85,14 +89,14 @@ def test_bfloat16_is_as_close_to_float32_as_the_plain_one(
 def test_what_has_more_to_it_is_left_to_peft(
     extended_models: dict[str, Path], kind: str, lora: LoraSettings, lean: bool
 ) -> None:
-    model = load_trainable(extended_models[kind], "new", lora, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", lora), torch.float32)
     layer = model.base.get_decoder().layers[0].self_attn.q_proj
     assert ("forward" in vars(layer)) == lean
 
 
 def test_less_is_kept(extended_models: dict[str, Path], kind: str, plain: Load) -> None:
     def kept(load: Load) -> int:
-        model = load(extended_models[kind], "new", LORA, torch.float32)
+        model = load(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32)
         sizes: dict[int, int] = {}
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 

@@ -16,12 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import zhllama.model.merge
 from zhllama.artifact import fingerprint, read_record
 from zhllama.cli import main
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, shards
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 
 
 def tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint."""
-    return {name: tensor for file in shards(directory) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in ModelDirectory.open(directory).shards
+        for name, tensor in load_file(file).items()
+    }
 
 
 def merge(adapter: Path, output: Path, *flags: object) -> None:
@@ -138,8 +142,10 @@ def test_shards_are_merged_one_by_one(
     run = trained("new", base)
     merge(run, tmp_path / "m")
     ours, theirs = tensors(tmp_path / "m"), by_peft(base, run)
-    assert [file.name for file in shards(tmp_path / "m")] == [file.name for file in shards(base)]
-    assert len(shards(base)) > 2
+    assert [file.name for file in ModelDirectory.open(tmp_path / "m").shards] == [
+        file.name for file in ModelDirectory.open(base).shards
+    ]
+    assert len(ModelDirectory.open(base).shards) > 2
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name].data, rtol=1e-5, atol=1e-6)
 

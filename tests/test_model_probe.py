@@ -16,6 +16,8 @@ from zhllama.cli import main
 from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
 from zhllama.model import bits
+from zhllama.model.adapter import Parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.probe import ALL, BYTES_PER_TOKEN, ProbeConfig, cut_at, probe_init, split
 from zhllama.model.resize import InitSettings, ResizeConfig, initial_rows, resize_embeddings
 from zhllama.model.row_trainer import RowTrainer, Text, share_of_rate
@@ -122,7 +124,7 @@ def test_the_start_is_what_resizing_gives(
         measure=False,
     )
     resize_embeddings(resized)
-    model = load_trainable(tmp_path / "m", "none", None, default_dtype(), default_device())
+    model = load_trainable(ModelDirectory.open(tmp_path / "m"), Parts(), default_dtype(), default_device())
     measured = bits.measure(model, load(tmp_path / "m"), tail, config.block_size, 0)
     starts = [run["curve"]["0"] for run in found["runs"]]
     assert starts == [pytest.approx(measured["bits per byte"], rel=1e-5)]
@@ -161,8 +163,8 @@ def test_a_run_does_not_depend_on_those_before_it(
 
 
 def test_only_new_rows_train(config: ProbeConfig, kind: str, known_text: str) -> None:
-    source, tokenizer = Path(config.model), load(config.tokenizer)
-    trainer = RowTrainer(source, load(source), tokenizer, read_record(config.tokenizer)["result"])
+    tokenizer = load(config.tokenizer)
+    trainer = RowTrainer(ModelDirectory.open(config.model), tokenizer)
     trainer.make_room()
     trainer.start(InitSettings(), 0)
     parameters = dict(trainer.model.named_parameters())

@@ -11,7 +11,16 @@ from test_model_trainable import blocks_of
 from torch import Tensor
 
 from zhllama.config import UserError
-from zhllama.model.adapter import Method, adapter_parts, gathered_state, load_adapter, part_of, save_adapter
+from zhllama.model.adapter import (
+    Method,
+    Parts,
+    gathered_state,
+    load_adapter,
+    part_of,
+    save_adapter,
+    saved_parts,
+)
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, check_adaption
 from zhllama.model.trainable import TrainableModel, check_parts, load_trainable
 
@@ -26,7 +35,7 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def taught(directory: Path, method: Method, dtype: torch.dtype = torch.float32) -> TrainableModel:
     """A model after three optimiser steps on its prompts."""
     torch.manual_seed(0)
-    model = load_trainable(directory, "none", method, dtype)
+    model = load_trainable(ModelDirectory.open(directory), Parts("none", method), dtype)
     optimiser = torch.optim.AdamW(model.trainable().values(), lr=0.1)
     for step in range(3):
         model(**blocks_of(model, [20, 30], step))["loss"].backward()
@@ -42,13 +51,15 @@ def logits(model: TrainableModel, ids: Tensor) -> Tensor:
 
 
 def save(model: TrainableModel, path: Path, base: Path, method: Method) -> Path:
-    save_adapter(path, gathered_state(model.trainable(), keep=True), method, base, model.config, 0)
+    save_adapter(
+        path, gathered_state(model.trainable(), keep=True), method, ModelDirectory.open(base), model.config, 0
+    )
     return path
 
 
 @every_method
 def test_only_prompts_train(extended_models: dict[str, Path], kind: str, method: Method) -> None:
-    model = load_trainable(extended_models[kind], "none", method, torch.bfloat16)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("none", method), torch.bfloat16)
     assert set(map(part_of, model.trainable())) == {"prompts"}
     expected = 1 if isinstance(method, PrefixSettings) else 2 * method.layers
     assert len(model.trainable()) == expected
@@ -80,8 +91,8 @@ def test_what_was_saved_loads_again(
 ) -> None:
     model = taught(extended_models[kind], method)
     save(model, tmp_path, extended_models[kind], method)
-    assert adapter_parts(tmp_path) == ("none", method, False)
-    fresh = load_trainable(extended_models[kind], "none", method, torch.float32)
+    assert saved_parts(tmp_path) == Parts("none", method)
+    fresh = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("none", method), torch.float32)
     load_adapter(fresh.trainable(), tmp_path)
     batch = blocks_of(model, [30, 20], 4)
     assert torch.equal(fresh.eval()(**batch)["loss"], model(**batch)["loss"])
@@ -136,7 +147,9 @@ def test_a_prompt_on_bfloat16_is_close_to_float32(
 ) -> None:
     whole = taught(extended_models[kind], method)
     save(whole, tmp_path, extended_models[kind], method)
-    half = load_trainable(extended_models[kind], "none", method, torch.bfloat16).eval()
+    half = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("none", method), torch.bfloat16
+    ).eval()
     load_adapter(half.trainable(), tmp_path)
     batch = blocks_of(whole, [30, 20], 4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -147,7 +160,9 @@ def test_a_prompt_on_bfloat16_is_close_to_float32(
 def test_a_prefix_starts_as_the_text_that_it_is_given(extended_models: dict[str, Path], kind: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = load_trainable(extended_models[kind], "none", PrefixSettings(length=6), torch.float32).eval()
+    model = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("none", PrefixSettings(length=6)), torch.float32
+    ).eval()
     ids = blocks_of(model, [40], 3)["input_ids"]
     model.base.prefix.start_from(model.base.get_decoder(), ids[0, :6])
     plain = AutoModelForCausalLM.from_pretrained(str(extended_models[kind]))
@@ -156,8 +171,10 @@ def test_a_prefix_starts_as_the_text_that_it_is_given(extended_models: dict[str,
 
 
 def test_an_adaption_prompt_starts_without_effect(extended_models: dict[str, Path], kind: str) -> None:
-    model = load_trainable(extended_models[kind], "none", AdaptionSettings(), torch.float32)
-    plain = load_trainable(extended_models[kind], "none", None, torch.float32)
+    model = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("none", AdaptionSettings()), torch.float32
+    )
+    plain = load_trainable(ModelDirectory.open(extended_models[kind]), Parts(), torch.float32)
     batch = blocks_of(model, [30, 20])
     torch.testing.assert_close(model(**batch)["loss"], plain(**batch)["loss"])
 
@@ -165,7 +182,7 @@ def test_an_adaption_prompt_starts_without_effect(extended_models: dict[str, Pat
 @every_method
 def test_a_prompt_learns(taught_models: dict[str, Path], kind: str, method: Method) -> None:
     torch.manual_seed(0)
-    model = load_trainable(taught_models[kind], "none", method, torch.float32)
+    model = load_trainable(ModelDirectory.open(taught_models[kind]), Parts("none", method), torch.float32)
     batch = blocks_of(model, [20, 30])
     optimiser = torch.optim.AdamW(model.trainable().values(), lr=0.05)
     losses = []
@@ -210,10 +227,12 @@ def test_models_that_adaption_prompts_do_not_fit(
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        check_adaption(tmp_path / "m", AdaptionSettings(layers=layers))
+        check_adaption(ModelDirectory.open(tmp_path / "m"), AdaptionSettings(layers=layers))
 
 
 @pytest.mark.parametrize("body", ["prefix", "adaption"])
-def test_embedding_rows_beside_a_prompt(extended_models: dict[str, Path], body: Any) -> None:
+def test_embedding_rows_beside_a_prompt(extended_models: dict[str, Path], body: str) -> None:
+    method = {"prefix": PrefixSettings(), "adaption": AdaptionSettings()}[body]
     with pytest.raises(UserError, match=f"body {body}: peft saves it without embedding rows"):
-        check_parts(extended_models["bytelevel"], "new", body, allow_frozen=True)
+        base = ModelDirectory.open(extended_models["bytelevel"])
+        check_parts(base, Parts("new", method), allow_frozen=True)

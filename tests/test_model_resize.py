@@ -17,8 +17,8 @@ from zhllama.config import UserError
 from zhllama.measure.evaluate import EvaluateConfig, evaluate
 from zhllama.model import resize
 from zhllama.model.bits import passages
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.resize import InitSettings, ResizeConfig, new_rows, resize_embeddings
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, shards
 
 EXACT = InitSettings(noise=0.0)
 MATRIX = torch.tensor([[1.0, 0.0], [0.0, 2.0], [4.0, 4.0], [-1.0, 2.0]])
@@ -27,7 +27,11 @@ PARTS = [([0, 1], [1, 3]), ([], []), ([2], [3]), ([1, 2, 0], [3, 1, 4])]
 
 def tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint."""
-    return {name: tensor for file in shards(directory) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in ModelDirectory.open(directory).shards
+        for name, tensor in load_file(file).items()
+    }
 
 
 def drawn(seed: int = 0) -> torch.Generator:
@@ -176,7 +180,7 @@ def test_shards_give_the_same_as_one_file(tmp_path: Path, config: ResizeConfig) 
     resize_embeddings(noisy)
     resize_embeddings(replace(noisy, model=str(base), output=str(tmp_path / "sharded")))
     one, many = tensors(Path(config.output)), tensors(tmp_path / "sharded")
-    assert len(shards(tmp_path / "sharded")) > 1
+    assert len(ModelDirectory.open(tmp_path / "sharded").shards) > 1
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
 

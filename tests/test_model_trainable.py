@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zhllama.config import UserError
-from zhllama.model.adapter import Embeddings, LoraSettings
-from zhllama.model.trainable import TrainableModel, check_parts, load_trainable, new_row_count
+from zhllama.model.adapter import Embeddings, LoraSettings, Parts
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.trainable import TrainableModel, check_parts, load_trainable
 from zhllama.pack.blocks import Blocks
 
 LORA = LoraSettings(rank=4, alpha=8)
@@ -33,7 +34,7 @@ def taught(
 ) -> TrainableModel:
     """A model after three optimiser steps, so that every adapter tensor has moved."""
     torch.manual_seed(0)
-    model = load_trainable(directory, embeddings, lora, torch.float32, full=full)
+    model = load_trainable(ModelDirectory.open(directory), Parts(embeddings, lora, full=full), torch.float32)
     optimiser = torch.optim.AdamW(model.trainable().values(), lr=0.01)
     for step in range(3):
         model(**blocks_of(model, [20, 30], step))["loss"].backward()
@@ -68,10 +69,10 @@ ROWS = ("base_model.model.model.embed_tokens.", "base_model.model.lm_head.")
 def test_rows_and_lora_train(
     extended_models: dict[str, Path], kind: str, embeddings: Embeddings, suffix: str
 ) -> None:
-    model = load_trainable(extended_models[kind], embeddings, LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts(embeddings, LORA), torch.float32)
     ends = ROWS if kind == "sentencepiece" else ROWS[:1]
     assert kinds_of(model) == {"lora": 2 * LINEARS} | {end + suffix: 1 for end in ends}
-    new = new_row_count(extended_models[kind])
+    new = ModelDirectory.open(extended_models[kind]).new_rows
     rows = new if embeddings == "new" else model.config.vocab_size
     assert new == {"sentencepiece": 2048 - 1001, "bytelevel": 2112 - 601}[kind]
     for name, parameter in model.trainable().items():
@@ -79,19 +80,23 @@ def test_rows_and_lora_train(
 
 
 def test_only_lora_trains_without_embeddings(extended_models: dict[str, Path], kind: str) -> None:
-    model = load_trainable(extended_models[kind], "none", LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("none", LORA), torch.float32)
     assert kinds_of(model) == {"lora": 2 * LINEARS}
 
 
 def test_nothing_trains_without_lora_and_embeddings(extended_models: dict[str, Path], kind: str) -> None:
-    assert load_trainable(extended_models[kind], "none", None, torch.float32).trainable() == {}
+    assert (
+        load_trainable(ModelDirectory.open(extended_models[kind]), Parts(), torch.float32).trainable() == {}
+    )
 
 
 @pytest.mark.parametrize("embeddings", ["new", "all"])
 def test_what_trains_is_float32_and_the_rest_as_asked(
     extended_models: dict[str, Path], kind: str, embeddings: Embeddings
 ) -> None:
-    model = load_trainable(extended_models[kind], embeddings, LORA, torch.bfloat16)
+    model = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts(embeddings, LORA), torch.bfloat16
+    )
     for parameter in model.parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
 
@@ -100,7 +105,9 @@ def test_old_rows_and_body_stay_bit_identical_while_the_rest_moves(
     extended_models: dict[str, Path], kind: str
 ) -> None:
     stored = load_file(extended_models[kind] / "model.safetensors")
-    fresh = load_trainable(extended_models[kind], "new", LORA, torch.float32).trainable()
+    fresh = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32
+    ).trainable()
     model = taught(extended_models[kind], "new")
     for name, parameter in model.base.named_parameters():
         if not parameter.requires_grad and "lm_head" not in name:
@@ -113,7 +120,7 @@ def test_old_rows_and_body_stay_bit_identical_while_the_rest_moves(
 
 def test_new_rows_start_as_stored(extended_models: dict[str, Path], kind: str) -> None:
     stored = load_file(extended_models[kind] / "model.safetensors")
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32)
     for name, parameter in model.trainable().items():
         if "trainable_tokens" in name:
             end = name.removeprefix("base_model.model.").split(".token_adapter")[0]
@@ -123,7 +130,7 @@ def test_new_rows_start_as_stored(extended_models: dict[str, Path], kind: str) -
 def test_loss_is_that_of_transformers(extended_models: dict[str, Path], kind: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32)
     batch = blocks_of(model, [40])
     plain = AutoModelForCausalLM.from_pretrained(str(extended_models[kind]))
     expected = plain(batch["input_ids"], labels=batch["labels"]).loss
@@ -146,7 +153,7 @@ def test_documents_of_a_block_do_not_see_each_other(
 
 
 def test_loss_is_divided_by_the_count_given(extended_models: dict[str, Path], kind: str) -> None:
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32)
     batch = blocks_of(model, [10, 15])
     mean, total = model(**batch)["loss"], model(**batch, num_items_in_batch=1)["loss"]
     torch.testing.assert_close(total, mean * (25 - 2))  # a document's first token is not predicted
@@ -156,7 +163,9 @@ def test_loss_is_divided_by_the_count_given(extended_models: dict[str, Path], ki
 def test_checkpointing_activations_changes_no_gradient(extended_models: dict[str, Path], kind: str) -> None:
     def gradients(checkpointing: bool) -> dict[str, Tensor | None]:
         torch.manual_seed(0)
-        model = load_trainable(extended_models[kind], "new", LORA, torch.float32).train()
+        model = load_trainable(
+            ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32
+        ).train()
         if checkpointing:
             model.activation_checkpointing_enable()
             assert model.base.model.gradient_checkpointing
@@ -169,24 +178,26 @@ def test_checkpointing_activations_changes_no_gradient(extended_models: dict[str
 def test_new_rows_where_there_are_none(model_dirs: dict[str, Path], kind: str) -> None:
     message = r"embeddings new: .* has no rows added by resize-embeddings; use --embeddings none or all"
     with pytest.raises(UserError, match=message):
-        check_parts(model_dirs[kind], "new", "lora", allow_frozen=False)
+        check_parts(ModelDirectory.open(model_dirs[kind]), Parts("new", LORA), allow_frozen=False)
 
 
 def test_new_rows_that_would_stay_frozen(extended_models: dict[str, Path], kind: str) -> None:
     message = r"embeddings none: the 1,\d+ new rows of .* would stay frozen; use --embeddings new"
     with pytest.raises(UserError, match=message):
-        check_parts(extended_models[kind], "none", "lora", allow_frozen=False)
-    check_parts(extended_models[kind], "none", "lora", allow_frozen=True)
-    check_parts(extended_models[kind], "all", "lora", allow_frozen=False)
+        check_parts(ModelDirectory.open(extended_models[kind]), Parts("none", LORA), allow_frozen=False)
+    check_parts(ModelDirectory.open(extended_models[kind]), Parts("none", LORA), allow_frozen=True)
+    check_parts(ModelDirectory.open(extended_models[kind]), Parts("all", LORA), allow_frozen=False)
 
 
 def test_nothing_chosen_to_train(extended_models: dict[str, Path], kind: str) -> None:
     with pytest.raises(UserError, match="body none and embeddings none: nothing would train"):
-        check_parts(extended_models[kind], "none", "none", allow_frozen=True)
+        check_parts(ModelDirectory.open(extended_models[kind]), Parts("none"), allow_frozen=True)
 
 
 def test_layers_train_in_full(extended_models: dict[str, Path], kind: str) -> None:
-    model = load_trainable(extended_models[kind], "new", None, torch.bfloat16, full=True)
+    model = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("new", full=True), torch.bfloat16
+    )
     ends = model.base.get_input_embeddings().weight, model.base.lm_head.weight
     for name, parameter in model.base.named_parameters():
         frozen = any(parameter is end for end in ends)
@@ -195,7 +206,7 @@ def test_layers_train_in_full(extended_models: dict[str, Path], kind: str) -> No
 
 
 def test_each_token_s_loss_is_told(extended_models: dict[str, Path], kind: str) -> None:
-    model = load_trainable(extended_models[kind], "new", LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("new", LORA), torch.float32)
     told: list[tuple[Tensor, Tensor]] = []
     model.on_loss = lambda labels, nats: told.append((labels, nats))
     batch = blocks_of(model, [20, 30])
@@ -212,7 +223,11 @@ def test_lora_target_that_the_model_lacks(
 ) -> None:
     message = rf"lora.targets {targets[-1]}: no such linear layer; there are down_proj, gate_proj, k_proj"
     with pytest.raises(UserError, match=message):
-        load_trainable(extended_models[kind], "new", LoraSettings(targets=targets), torch.float32)
+        load_trainable(
+            ModelDirectory.open(extended_models[kind]),
+            Parts("new", LoraSettings(targets=targets)),
+            torch.float32,
+        )
 
 
 def test_a_model_without_record_has_no_new_rows(
@@ -220,4 +235,4 @@ def test_a_model_without_record_has_no_new_rows(
 ) -> None:
     foreign = shutil.copytree(extended_models[kind], tmp_path / "foreign")
     (foreign / "run.json").unlink()
-    assert new_row_count(foreign) == 0
+    assert ModelDirectory.open(foreign).new_rows == 0

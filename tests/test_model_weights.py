@@ -11,16 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zhllama.config import UserError
-from zhllama.model.weights import (
-    INDEX,
-    INPUT_KEY,
-    check_block_size,
-    copy_tokenizer,
-    find_tensor,
-    read_config,
-    rewrite,
-    shards,
-)
+from zhllama.model.directory import INDEX, INPUT_KEY, ModelDirectory
+from zhllama.model.weights import copy_tokenizer, rewrite
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +28,18 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model_dir: P
 
 def tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint."""
-    return {name: tensor for file in shards(directory) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in ModelDirectory.open(directory).shards
+        for name, tensor in load_file(file).items()
+    }
 
 
 def test_one_file_and_shards_hold_the_same(sharded: Path, sentencepiece_model_dir: Path) -> None:
-    assert [file.name for file in shards(sentencepiece_model_dir)] == ["model.safetensors"]
-    names = [file.name for file in shards(sharded)]
+    assert [file.name for file in ModelDirectory.open(sentencepiece_model_dir).shards] == [
+        "model.safetensors"
+    ]
+    names = [file.name for file in ModelDirectory.open(sharded).shards]
     assert len(names) > 2
     assert names == sorted(file.name for file in sharded.glob("*.safetensors"))
     whole, parts = tensors(sentencepiece_model_dir), tensors(sharded)
@@ -51,7 +49,7 @@ def test_one_file_and_shards_hold_the_same(sharded: Path, sentencepiece_model_di
 
 def test_rows_of_a_tensor_in_any_shard(sharded: Path) -> None:
     for name, tensor in tensors(sharded).items():
-        with find_tensor(sharded, name) as part:
+        with ModelDirectory.open(sharded).tensor(name) as part:
             assert part.get_shape() == list(tensor.shape)
             assert torch.equal(part[-3:], tensor[-3:])
 
@@ -63,7 +61,7 @@ def test_rewriting_passes_every_tensor_and_keeps_the_files(tmp_path: Path, shard
         seen.append(name)
         return tensor.repeat(2, 1) if name == INPUT_KEY else tensor.half()
 
-    rewrite(sharded, tmp_path, double, "doubling")
+    rewrite(ModelDirectory.open(sharded), tmp_path, double, "doubling")
     before, after = tensors(sharded), tensors(tmp_path)
     assert sorted(seen) == sorted(before)
     assert after[INPUT_KEY].shape[0] == 2 * before[INPUT_KEY].shape[0]
@@ -71,7 +69,7 @@ def test_rewriting_passes_every_tensor_and_keeps_the_files(tmp_path: Path, shard
     old, new = (json.loads((directory / INDEX).read_text()) for directory in (sharded, tmp_path))
     assert new["weight_map"] == old["weight_map"]
     assert new["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in after.values())
-    with safe_open(shards(tmp_path)[0], framework="pt") as file:
+    with safe_open(ModelDirectory.open(tmp_path).shards[0], framework="pt") as file:
         assert file.metadata() == {"format": "pt"}  # transformers wants it
 
 
@@ -84,7 +82,7 @@ def test_one_tensor_is_written_before_the_next_is_read(tmp_path: Path, sharded: 
         alive.extend((weakref.ref(tensor), weakref.ref(fresh)))
         return fresh
 
-    rewrite(sharded, tmp_path, watch, "watching")
+    rewrite(ModelDirectory.open(sharded), tmp_path, watch, "watching")
     assert len(alive) == 2 * len(tensors(sharded))
 
 
@@ -103,7 +101,12 @@ def test_any_shape_and_dtype_is_written_as_the_library_writes_it(tmp_path: Path)
     source.mkdir()
     target.mkdir()
     save_file(whole, source / "model.safetensors", metadata={"format": "pt"})
-    rewrite(source, target, lambda name, tensor: tensor[::2] if "strided" in name else tensor, "copying")
+    rewrite(
+        ModelDirectory.open(source),
+        target,
+        lambda name, tensor: tensor[::2] if "strided" in name else tensor,
+        "copying",
+    )
     copied = load_file(target / "model.safetensors")
     assert copied.keys() == whole.keys()
     for name, tensor in (whole | {"g.strided": whole["g.strided"][::2]}).items():
@@ -124,27 +127,27 @@ def test_tokenizer_files_come_along(tmp_path: Path, bytelevel_model_dir: Path) -
 
 def test_no_safetensors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--model .*: no model.safetensors inside \(only safetensors"):
-        shards(tmp_path)
+        _ = ModelDirectory.open(tmp_path).shards
 
 
 def test_a_shard_is_missing(tmp_path: Path, sharded: Path) -> None:
     for file in sharded.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    gone = shards(tmp_path)[1]
+    gone = ModelDirectory.open(tmp_path).shards[1]
     gone.unlink()
     with pytest.raises(UserError, match=f"no {gone.name} inside"):
-        shards(tmp_path)
+        _ = ModelDirectory.open(tmp_path).shards
 
 
 def test_no_config(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--base .*: no config.json inside"):
-        read_config(tmp_path, "--base")
+        _ = ModelDirectory.open(tmp_path, "--base").config
 
 
 def test_no_such_tensor(sharded: Path) -> None:
     with (
         pytest.raises(UserError, match=r"no tensor transformer.wte.weight; a LLaMA-family checkpoint"),
-        find_tensor(sharded, "transformer.wte.weight"),
+        ModelDirectory.open(sharded).tensor("transformer.wte.weight"),
     ):
         raise AssertionError("found")
 
@@ -154,4 +157,4 @@ def test_a_config_without_positions(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"no max_position_embeddings in its config\.json; a LLaMA-family model"
     ):
-        check_block_size(8, tmp_path)
+        ModelDirectory.open(tmp_path).check_block_size(8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.weights import load_model
 from zhllama.pack.blocks import Blocks
 
@@ -49,7 +50,7 @@ def test_a_block_as_tensors(token_dirs: dict[str, Path], kind: str) -> None:
 def test_losses_are_those_of_documents_alone_or_of_the_whole_block(
     token_dirs: dict[str, Path], extended_models: dict[str, Path], kind: str, attention: str
 ) -> None:
-    model = load_model(extended_models[kind], torch.float32).eval()
+    model = load_model(ModelDirectory.open(extended_models[kind]), torch.float32).eval()
     model.set_attn_implementation(attention)
     for parameter in model.parameters():
         parameter.data *= 3  # attention of fresh weights hardly matters

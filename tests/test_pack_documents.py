@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from zhllama.artifact import fingerprint, read_record
 from zhllama.cli import main
 from zhllama.config import UserError
+from zhllama.corpus.read import list_files
 from zhllama.pack.blocks import Blocks
 from zhllama.pack.documents import PackConfig, pack
 from zhllama.tokenizer.load import load
@@ -180,6 +181,22 @@ def test_kinds_have_their_shares(
     assert max(books["epochs"], code["epochs"]) <= 2
     assert books["documents"] + code["documents"] == read_record(kinds)["result"]["documents"] - 1
     assert "left out 1 documents of the kind other" in capsys.readouterr().err
+
+
+def test_kinds_are_read_once(
+    tmp_path: Path, extended_models: dict[str, Path], kinds: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def files(corpus: Path) -> list[Path]:
+        read.append(corpus)
+        return list_files(corpus)
+
+    monkeypatch.setattr("zhllama.corpus.kinds.list_files", files)
+    packed(
+        tmp_path, extended_models[kind], kinds, shares={"books": 0.2, "code": 0.6, "other": 0.2}, block_size=8
+    )
+    assert read == [kinds]
 
 
 def test_kinds_that_cannot_be_told_or_are_not_there(

@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 from zhllama.config import UserError
 from zhllama.pack import encode
-from zhllama.pack.encode import encode_documents, encode_to_file
+from zhllama.pack.encode import encode_documents, encode_to_file, encode_to_files
 from zhllama.tokenizer.load import PARALLEL, Loaded, load
 
 
@@ -39,6 +39,21 @@ def test_ids_are_those_of_the_tokenizer_with_eos(
         assert encoded.ids().tolist() == [token for ids in wanted for token in ids]
         assert encoded.lengths.tolist() == [len(ids) for ids in wanted]
         assert encoded.lengths.dtype == np.int64
+
+
+def test_documents_go_to_the_file_whose_number_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_dirs: dict[str, Path], chinese_text: str, kind: str
+) -> None:
+    monkeypatch.setattr(encode, "BATCH", 1000)
+    tokenizer = load(model_dirs[kind])
+    texts = documents_of(chinese_text)
+    numbered = [(place * place % 3, text) for place, text in enumerate(texts)]  # 0 and 1, never 2
+    several = encode_to_files(numbered, tokenizer, [tmp_path / str(n) for n in range(3)], 2)
+    for number, encoded in enumerate(several):
+        alone = encode_to_file([t for n, t in numbered if n == number], tokenizer, tmp_path / "alone", 1)
+        assert encoded.file.read_bytes() == alone.file.read_bytes()
+        assert encoded.lengths.tolist() == alone.lengths.tolist()
+    assert not len(several[2].lengths)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])

@@ -13,11 +13,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 
 from zhllama.cli import main
 from zhllama.config import UserError
-from zhllama.model import trainable
-from zhllama.model.adapter import Embeddings, LoraSettings
+from zhllama.model.adapter import Embeddings, LoraSettings, Parts
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.fast import install
 from zhllama.model.operations import flops_of
-from zhllama.model.trainable import TrainableModel, load_trainable, new_row_count
-from zhllama.model.weights import read_config
+from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.plan.cost import GPUS, find_gpu, flops_per_token, hours
 from zhllama.plan.memory import Job, _moments, count, held_rows, known_shape, memory, shape_config, states
 from zhllama.plan.plan import PlanConfig, read_recipes
@@ -32,8 +32,8 @@ BATCH, BLOCK = 2, 300
 
 
 def job_for(directory: Path, embeddings: Embeddings = "new", **changes: Any) -> Job:
-    new = new_row_count(directory) if embeddings == "new" else 0
-    config = shape_config(read_config(directory))
+    new = ModelDirectory.open(directory).new_rows if embeddings == "new" else 0
+    config = shape_config(ModelDirectory.open(directory).config)
     base = Job(config, new, embeddings, lora=LORA, bf16=False, batch=BATCH, block=BLOCK, cpu=True)
     return replace(base, **changes)
 
@@ -44,7 +44,7 @@ def test_counts_are_those_of_the_real_model(
 ) -> None:
     job = job_for(extended_models[kind], embeddings)
     counts = count(job)
-    model = load_trainable(extended_models[kind], embeddings, LORA, torch.float32)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts(embeddings, LORA), torch.float32)
     trainable = {name: parameter.numel() for name, parameter in model.trainable().items()}
     assert counts.trained == sum(trainable.values())
     assert counts.adapters == sum(size for name, size in trainable.items() if "lora_" in name)
@@ -53,7 +53,7 @@ def test_counts_are_those_of_the_real_model(
 
 def test_full_body_and_dora_counts(extended_models: dict[str, Path], kind: str) -> None:
     directory = extended_models[kind]
-    model = load_trainable(directory, "none", None, torch.float32)
+    model = load_trainable(ModelDirectory.open(directory), Parts(), torch.float32)
     ends = sum(p.numel() for name, p in model.named_parameters() if "embed" in name or "lm_head" in name)
     whole = sum(p.numel() for p in model.parameters())
     full = count(job_for(directory, "all", body="full"))
@@ -82,7 +82,9 @@ def test_peak_is_that_of_the_real_models_tensors(
     extended_models: dict[str, Path], kind: str, embeddings: Embeddings, checkpointing: bool
 ) -> None:
     job = job_for(extended_models[kind], embeddings, checkpointing=checkpointing)
-    model = load_trainable(extended_models[kind], embeddings, LORA, torch.float32).train()
+    model = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts(embeddings, LORA), torch.float32
+    ).train()
     if checkpointing:
         model.activation_checkpointing_enable()
     counts = count(job)
@@ -184,7 +186,9 @@ def test_operations_of_a_model_are_those_planned(
     extended_models: dict[str, Path], kind: str, embeddings: Embeddings, full: bool
 ) -> None:
     directory = extended_models[kind]
-    model = load_trainable(directory, embeddings, None if full else LORA, torch.float32, full=full)
+    model = load_trainable(
+        ModelDirectory.open(directory), Parts(embeddings, None if full else LORA, full=full), torch.float32
+    )
     job = job_for(directory, embeddings, body="full" if full else "lora")
     assert flops_of(model, BLOCK) == sum(flops_per_token(job, count(job)).values())
 
@@ -195,10 +199,9 @@ def test_operations_forward_are_those_that_torch_counts(
     from torch.utils.flop_counter import FlopCounterMode
 
     job = job_for(extended_models[kind], "none")
-    monkeypatch.setattr(
-        trainable, "recompute_activations", lambda model: None
-    )  # products added in place are not counted
-    model = load_trainable(extended_models[kind], "none", LORA, torch.float32)
+    # Products added in place are not counted.
+    monkeypatch.setattr(install, "recompute_activations", lambda model, kind: None)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("none", LORA), torch.float32)
     model.base.set_attn_implementation("eager")  # its products are counted, those of the fused kernel are not
     ids = torch.zeros(BATCH, BLOCK, dtype=torch.long)
     positions = torch.arange(BLOCK).repeat(BATCH, 1)

@@ -7,7 +7,8 @@ import pytest
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.stop import StoppedError, stopped_when_full
+from zhllama.corpus.read import Corpus
+from zhllama.stop import StoppedError, remove, stopped_when_full
 
 
 @dataclass
@@ -39,11 +40,11 @@ def test_what_is_left_to_others_stays_unfinished(tmp_path: Path) -> None:
     with artifact.create(tmp_path / "out", "corpus", "clean", Settings(), {}) as made:
         made.left_to_others = True
     with pytest.raises(UserError, match="did not finish"):
-        artifact.require(tmp_path / "out", "corpus", "--corpus")
+        Corpus.open(tmp_path / "out")
 
 
 def test_a_directory_goes_in_one_step_and_what_a_kill_left_of_another_goes_too(tmp_path: Path) -> None:
     for name in ("out", ".out.removed"):
         (tmp_path / name / "folder").mkdir(parents=True)
-    artifact.remove(tmp_path / "out")
+    remove(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ import pyarrow.feather
 import pyarrow.parquet as parquet
 import pytest
 
-from zhllama import artifact, tables
+from zhllama import artifact, extras, tables
 from zhllama.config import UserError
 from zhllama.rows import can_read, read_rows
 from zhllama.tables import (
@@ -275,6 +275,29 @@ def test_a_stream_that_breaks_off_is_one_line(tmp_path: Path, rows: bytes) -> No
         assert "\n" not in str(problem)
     else:
         assert len(found) == 11  # the library knows how to hold them
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("a.parquet", "pyarrow"),
+        ("a.arrow", "datasets"),
+        ("saved", "datasets"),
+        ("hf:org/name", "datasets"),
+        ("a.csv.zst", "pyarrow"),
+    ],
+)
+def test_a_bare_install_says_what_is_missing(
+    tmp_path: Path, name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(name) if is_named(name) else tmp_path / name
+    if name == "saved":
+        saved(path)
+    elif not is_named(name):
+        path.write_bytes(b"")
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
+    line = f"{path} needs the extra [clean]: pip install 'zhllama[clean]' (not installed: {package})"
+    assert refusal(lambda: list(read_rows(path))) == line
 
 
 def test_an_unreachable_hub_ends_a_command_with_exit_code_2(tmp_path: Path) -> None:

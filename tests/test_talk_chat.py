@@ -12,6 +12,8 @@ import torch
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation.formats import Message
+from zhllama.model.adapter import RunDirectory
+from zhllama.model.directory import ModelDirectory
 from zhllama.talk import chat as module
 from zhllama.talk.chat import ChatConfig, Speaker, chat
 
@@ -30,7 +32,9 @@ def speaker(bytelevel_model_dir: Path) -> Speaker:
 
 
 def speaker_of(directory: Path, **settings: Any) -> Speaker:
-    return Speaker(directory, ChatConfig(str(directory), **settings))
+    config = ChatConfig(str(directory), **settings)
+    adapter = None if config.adapter is None else RunDirectory.open(config.adapter)
+    return Speaker(ModelDirectory.open(directory), adapter, config)
 
 
 def put(folder: Path, *rows: Any) -> Path:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from zhllama.model.adapter import LoraSettings
+from zhllama.model.adapter import LoraSettings, Parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import load_trainable
 from zhllama.talk.generate import batches, generate
 
@@ -54,7 +55,9 @@ def test_a_model_in_training_replies_as_the_plain_one(
 ) -> None:
     directory = extended_models[kind]
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    training = load_trainable(directory, embeddings, LoraSettings(rank=4, alpha=8), torch.float32).eval()
+    training = load_trainable(
+        ModelDirectory.open(directory), Parts(embeddings, LoraSettings(rank=4, alpha=8)), torch.float32
+    ).eval()
     assert generate(training.base, PROMPTS, [], 6) == generate(plain, PROMPTS, [], 6)
 
 

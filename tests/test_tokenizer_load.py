@@ -3,14 +3,17 @@
 import io
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from zhllama.artifact import Opened
 from zhllama.config import UserError
-from zhllama.tokenizer.load import load, require_bpe, token_bytes
+from zhllama.tokenizer.load import load, load_opened, require_bpe
+from zhllama.tokenizer.token_sizes import token_bytes
 
 
 def train(folder: Path, **settings: object) -> Path:
@@ -181,3 +184,18 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "a.txt")
     with pytest.raises(UserError, match="no such file or directory"):
         load(tmp_path / "none")
+
+
+def test_a_tokenizers_fingerprint_is_that_of_the_file_that_decides(
+    tmp_path: Path, sentencepiece_model_dir: Path, sentencepiece_base: Path
+) -> None:
+    both = load(sentencepiece_model_dir)
+    assert both.fingerprint == sha256((sentencepiece_model_dir / "tokenizer.json").read_bytes()).hexdigest()
+    shutil.copy(sentencepiece_base, tmp_path / "tokenizer.model")
+    assert load(tmp_path).fingerprint == sha256(sentencepiece_base.read_bytes()).hexdigest()
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as problem:
+        load_opened(Opened(tmp_path, "--model"))
+    assert str(problem.value) == f"--model {tmp_path}: no tokenizer.json or tokenizer.model inside"

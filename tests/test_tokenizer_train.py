@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 
 from zhllama.config import UserError, parse
-from zhllama.tokenizer.alphabet import HAN
+from zhllama.corpus.han import HAN
 from zhllama.tokenizer.load import load
 from zhllama.tokenizer.merge import MergeTokenizerConfig, extend_base
 from zhllama.tokenizer.pieces import read_pieces

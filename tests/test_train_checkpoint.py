@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zhllama.config import UserError
-from zhllama.model.adapter import ADAPTER_WEIGHTS, LoraSettings
+from zhllama.model.adapter import ADAPTER_WEIGHTS, LoraSettings, Parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.train.checkpoint import (
     SEAL,
@@ -92,7 +93,9 @@ def saved(tmp_path: Path, run_dirs: dict[str, Path], kind: str) -> Path:
 
 @pytest.fixture
 def model(extended_models: dict[str, Path], kind: str) -> TrainableModel:
-    return load_trainable(extended_models[kind], "new", LoraSettings(rank=4), torch.float32)
+    return load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts("new", LoraSettings(rank=4)), torch.float32
+    )
 
 
 def spoil(folder: Path, part: str, tensor: torch.Tensor | None) -> None:
@@ -108,7 +111,7 @@ def spoil(folder: Path, part: str, tensor: torch.Tensor | None) -> None:
 def test_a_good_save_passes(
     saved: Path, model: TrainableModel, extended_models: dict[str, Path], kind: str
 ) -> None:
-    check_saved(saved, model, extended_models[kind], moved=True)
+    check_saved(saved, model, ModelDirectory.open(extended_models[kind]), moved=True)
 
 
 @pytest.mark.parametrize("part", ["lora_A", "lora_B", "trainable_tokens"])
@@ -125,16 +128,16 @@ def test_a_tensor_is_missing_empty_or_not_finite(
 ) -> None:
     spoil(saved, part, tensor)
     with pytest.raises(UserError, match=rf"{part}.* is missing, empty or not finite; the save went wrong"):
-        check_saved(saved, model, extended_models[kind], moved=False)
+        check_saved(saved, model, ModelDirectory.open(extended_models[kind]), moved=False)
 
 
 def test_lora_that_never_moved(
     saved: Path, model: TrainableModel, extended_models: dict[str, Path], kind: str
 ) -> None:
     spoil(saved, "lora_B", torch.zeros(()))
-    check_saved(saved, model, extended_models[kind], moved=False)
+    check_saved(saved, model, ModelDirectory.open(extended_models[kind]), moved=False)
     with pytest.raises(UserError, match=r"lora_B.weight never moved from zero; training had no effect"):
-        check_saved(saved, model, extended_models[kind], moved=True)
+        check_saved(saved, model, ModelDirectory.open(extended_models[kind]), moved=True)
 
 
 @pytest.mark.parametrize("place", [0, -1])
@@ -145,6 +148,6 @@ def test_new_rows_that_never_moved(
     key = [key for key in ("model.embed_tokens.weight", "lm_head.weight") if key in stored][place]
     end = key.removesuffix(".weight")
     spoil(saved, f"{end}.token_adapter", stored[key][-model.new_row_count :])
-    check_saved(saved, model, extended_models[kind], moved=False)
+    check_saved(saved, model, ModelDirectory.open(extended_models[kind]), moved=False)
     with pytest.raises(UserError, match=rf"the new rows of {key} never moved; training had no effect"):
-        check_saved(saved, model, extended_models[kind], moved=True)
+        check_saved(saved, model, ModelDirectory.open(extended_models[kind]), moved=True)

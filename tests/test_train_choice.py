@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_model_trainable import blocks_of
-from test_trainer import assert_same_adapter, interrupt, told
+from test_train_trainer import assert_same_adapter, interrupt, told
 
 from zhllama.artifact import read_record
 from zhllama.cli import main
 from zhllama.config import UserError
-from zhllama.model.adapter import LoraSettings
-from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings
+from zhllama.model.adapter import LoraSettings, Parts
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.prompt_tuning import PrefixSettings
 from zhllama.model.trainable import load_trainable, noise_like
 from zhllama.train import choice as begin
 from zhllama.train.choice import check_choice
@@ -183,27 +184,21 @@ def test_an_adapter_that_is_none(tmp_path: Path, solo: Run, capsys: pytest.Captu
     assert f"--adapter {tmp_path / 'empty'}: no finished adapter inside" in problem
 
 
-def choice(**settings: Any) -> Any:
-    """What trains, as the settings of pretrain have it."""
-    parts = {"lora": LoraSettings(), "prefix": PrefixSettings(), "adaption": AdaptionSettings()}
-    fixed = {"embeddings": "none", "body": "lora", "adapter": None, "quantise": False}
-    return type("Choice", (), parts | fixed | settings)()
-
-
 def test_a_prefix_longer_than_blocks_or_positions(model_dirs: dict[str, Path]) -> None:
-    directory = model_dirs["bytelevel"]
+    base = ModelDirectory.open(model_dirs["bytelevel"])
     for length, block in ((65, 64), (30, 500)):
-        long = choice(body="prefix", prefix=PrefixSettings(length))
+        long = Parts("none", PrefixSettings(length))
         with pytest.raises(
             UserError, match=rf"prefix.length {length}: blocks have {block} tokens and .* 512 pos"
         ):
-            check_choice(long, directory, block, zero3=False)
-    check_choice(choice(body="prefix"), directory, 482, zero3=False)
+            check_choice(long, base, None, block, zero3=False)
+    check_choice(Parts("none", PrefixSettings()), base, None, 482, zero3=False)
 
 
 def test_a_prefix_under_zero3(model_dirs: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="body prefix: it starts from the whole model; use ZeRO-2"):
-        check_choice(choice(body="prefix"), model_dirs["bytelevel"], 64, zero3=True)
+        base = ModelDirectory.open(model_dirs["bytelevel"])
+        check_choice(Parts("none", PrefixSettings()), base, None, 64, zero3=True)
 
 
 def test_four_bits_without_cuda_are_refused_before_anything_loads(
@@ -219,35 +214,49 @@ def test_four_bits_without_cuda_are_refused_before_anything_loads(
 
 
 @pytest.mark.parametrize(
-    ("settings", "zero3", "message"),
+    ("parts", "zero3", "message"),
     [
-        ({"body": "full"}, False, "quantise: weights of 4 bits stay frozen; body full with embeddings none"),
         (
-            {"embeddings": "all"},
+            Parts(full=True, quantise=True),
+            False,
+            "quantise: weights of 4 bits stay frozen; body full with embeddings none",
+        ),
+        (
+            Parts("all", LoraSettings(), quantise=True),
             False,
             "quantise: weights of 4 bits stay frozen; body lora with embeddings all",
         ),
-        ({}, False, "quantise: bitsandbytes is not installed; pip install bitsandbytes"),
-        ({}, True, "quantise: ZeRO-3 cannot share out weights of 4 bits"),
+        (
+            Parts("none", LoraSettings(), quantise=True),
+            False,
+            "quantise: bitsandbytes is not installed; pip install bitsandbytes",
+        ),
+        (
+            Parts("none", LoraSettings(), quantise=True),
+            True,
+            "quantise: ZeRO-3 cannot share out weights of 4 bits",
+        ),
     ],
 )
 def test_four_bits_where_they_cannot_be(
     model_dirs: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
-    settings: dict[str, Any],
+    parts: Parts,
     zero3: bool,
     message: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(begin.importlib.util, "find_spec", lambda name: object() if zero3 else None)
     with pytest.raises(UserError, match=message):
-        check_choice(choice(quantise=True, **settings), model_dirs["bytelevel"], 64, zero3)
+        check_choice(parts, ModelDirectory.open(model_dirs["bytelevel"]), None, 64, zero3)
 
 
 def test_a_quantised_base_trains_lora_and_new_rows(extended_models: dict[str, Path]) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     model = load_trainable(
-        extended_models["bytelevel"], "new", LoraSettings(rank=4), torch.float32, quantise=True
+        ModelDirectory.open(extended_models["bytelevel"]),
+        Parts("new", LoraSettings(rank=4), quantise=True),
+        torch.float32,
     )
     layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 14
@@ -288,7 +297,9 @@ def test_noise_is_uniform_and_scaled_by_each_document_s_length() -> None:
 def test_noise_is_added_in_training_alone(
     extended_models: dict[str, Path], kind: str, embeddings: Any
 ) -> None:
-    model = load_trainable(extended_models[kind], embeddings, LoraSettings(rank=4), torch.float32)
+    model = load_trainable(
+        ModelDirectory.open(extended_models[kind]), Parts(embeddings, LoraSettings(rank=4)), torch.float32
+    )
     batch = blocks_of(model, [20, 30])
     plain = model.train()(**batch)["loss"].item()
     model.noise = 5.0

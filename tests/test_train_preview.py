@@ -1,4 +1,4 @@
-"""mix: the preview of a mixture is what sft learns, and needs nothing but data and tokenizer."""
+"""`sft --dry-run`: what sft would learn, from nothing but data and tokenizer; and `mix`, its former name."""
 
 import json
 from pathlib import Path
@@ -25,11 +25,17 @@ def words(tmp_path: Path, extended_models: dict[str, Path]) -> list[str]:
     return ["--model", str(extended_models["bytelevel"]), "--data", data, "--block-size", "128"]
 
 
+@pytest.mark.parametrize(("command", "folder"), [(["sft", "--dry-run"], "m-dry-run"), (["mix"], "m")])
 def test_a_preview_keeps_the_table_and_says_it(
-    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    folder: str,
 ) -> None:
-    main(["mix", *words, "--output", str(tmp_path / "m")])
-    record = read_record(tmp_path / "m")
+    main([*command, *words, "--output", str(tmp_path / "m")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder, "rows.jsonl"]
+    record = read_record(tmp_path / folder)
     (one,) = record["result"]["mixture"]
     assert (record["kind"], one["rows"], record["result"]["rows"]) == ("report", 5, 5)
     assert one["dropped"] == {"empty reply": {"rows": 1, "lines": [8]}}
@@ -37,10 +43,28 @@ def test_a_preview_keeps_the_table_and_says_it(
 
 
 def test_a_preview_is_what_sft_learns(tmp_path: Path, words: list[str], toy: list[str]) -> None:
-    main(["mix", *words, "--output", str(tmp_path / "m")])
-    main(["sft", *words, *toy, "--train.max-steps", "1", "--output", str(tmp_path / "r")])
-    first, second = (read_record(tmp_path / name)["result"]["mixture"] for name in "mr")
+    run = ["sft", *words, *toy, "--train.max-steps", "1", "--output", str(tmp_path / "r")]
+    main([*run, "--dry-run"])
+    main(run)
+    first, second = (read_record(tmp_path / name)["result"]["mixture"] for name in ("r-dry-run", "r"))
     assert first == second
+
+
+def test_a_dry_run_replaces_the_one_before_and_nothing_else(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["sft", "--dry-run", *words, "--output", str(tmp_path / "r")]
+    main(run)
+    main([*run, "--mixture.seed", "1"])
+    assert read_record(tmp_path / "r-dry-run")["settings"]["mixture"]["seed"] == 1
+    main(["mix", *words, "--output", str(tmp_path / "m-dry-run")])
+    (tmp_path / "m-dry-run" / "run.json").write_text(
+        (tmp_path / "m-dry-run" / "run.json").read_text().replace('"dry_run": true', '"dry_run": false')
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["sft", "--dry-run", *words, "--output", str(tmp_path / "m")])
+    assert stop.value.code == 2
+    assert "m-dry-run: already holds a run of mix" in capsys.readouterr().err
 
 
 def test_examples_show_what_is_learnt(
@@ -70,8 +94,8 @@ def test_every_sft_recipe_can_be_previewed_without_its_hardware(
     (tmp_path / "data").mkdir()
     for name in ("translation", "pclue", "alpaca_zh", "alpaca_en"):
         (tmp_path / "data" / f"{name}.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
-    main(["mix", "--config", str(recipe), *words, "--output", str(tmp_path / "m")])
-    assert read_record(tmp_path / "m")["result"]["rows"] == 5
+    main(["sft", "--dry-run", "--config", str(recipe), *words, "--output", str(tmp_path / "m")])
+    assert read_record(tmp_path / "m-dry-run")["result"]["rows"] == 5
 
 
 def test_what_sft_refuses_is_refused(

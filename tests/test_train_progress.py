@@ -15,7 +15,8 @@ from zhllama.cli import main
 from zhllama.config import UserError
 from zhllama.conversation.mixture import build_mixture
 from zhllama.conversation.settings import InstructionSource, MixtureSettings
-from zhllama.model.adapter import LoraSettings
+from zhllama.model.adapter import LoraSettings, Parts
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import load_trainable
 from zhllama.pack.conversations import pack_conversations
 from zhllama.talk.chat import ChatConfig, Speaker
@@ -77,7 +78,7 @@ def test_the_first_answers_are_those_of_the_model_itself(
 ) -> None:
     first = tune(tmp_path / "r", "--train.max-steps", 1)[0]["answers"]
     config = ChatConfig(str(extended_models["bytelevel"]), max_new_tokens=6, repetition_penalty=1.0)
-    speaker = Speaker(extended_models["bytelevel"], config)
+    speaker = Speaker(ModelDirectory.open(extended_models["bytelevel"]), None, config)
     for answer in first:
         text, ended = speaker.answer([{"role": "user", "content": answer["prompt"]}])
         assert (answer["answer"], answer["ended"]) == (text, "eos" if ended else "length")
@@ -114,7 +115,9 @@ def test_a_loss_by_source_is_that_of_plain_transformers_row_by_row(
         [InstructionSource(str(file)) for file in files], MixtureSettings(), tokenizer, 128
     )
     samples = mixture.samples
-    model = load_trainable(directory, "new", LoraSettings(rank=4, alpha=8), torch.float32)
+    model = load_trainable(
+        ModelDirectory.open(directory), Parts("new", LoraSettings(rank=4, alpha=8)), torch.float32
+    )
     with speaking(model):
         found = token_loss(model, pack_conversations(samples, 128, tokenizer.eos_token_id))
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)

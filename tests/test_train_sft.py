@@ -107,7 +107,7 @@ def test_only_replies_and_their_eos_are_learnt(
 ) -> None:
     seen: list[Blocks] = []
 
-    def look(config: Any, model: Path, blocks: Blocks, _: Any) -> dict[str, Any]:
+    def look(run: Any, blocks: Blocks, _: Any) -> dict[str, Any]:
         seen.append(blocks)
         return {"steps": 0, "tokens": 0, "mean_loss": 0.0}
 

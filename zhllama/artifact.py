@@ -10,17 +10,17 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from zhllama import tables
 from zhllama.config import UserError, as_given
-from zhllama.stop import StoppedError, stopped_when_full
+from zhllama.stop import StoppedError, remove, stopped_when_full
 
 RUN_FILE = "run.json"
 VERSIONED = ("zhllama", "torch", "transformers", "peft", "deepspeed", "sentencepiece", "tokenizers",
@@ -29,6 +29,68 @@ VERSIONED = ("zhllama", "torch", "transformers", "peft", "deepspeed", "sentencep
 NOT_CONTENT = re.compile(
     r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.(png|html|md)|checkpoint-\d+|logs|cache-.*\.arrow)$|\."
 )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A directory or file that a flag names: looked up once, and handed down instead of its path.
+
+    Each kind of directory is a subclass, which reads what it needs of it at the first question.
+
+    Attributes:
+        path: where it lies on this machine.
+        flag: what named it, for messages.
+        record: the content of its `run.json`; empty for a file or a directory that no command of ours wrote.
+    """
+
+    path: Path
+    flag: str
+    record: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    kind: ClassVar[str] = ""
+    """As `run.json` names it: corpus, tokenizer, model, tokens, run or report."""
+
+    @classmethod
+    def open(cls, source: str | Path, flag: str = "") -> Self:
+        """Look up what a flag names, and check that it is finished and of the right kind.
+
+        Raises:
+            UserError: nothing there, an unfinished run, or a directory of another kind.
+        """
+        path, flag = Path(source), flag or f"--{cls.kind}"
+        if not path.exists():
+            return cls(cls.elsewhere(str(source), flag), flag)
+        record = read_record(path)
+        if record and "result" not in record:
+            did = f"its {record['command']} run did not finish"
+            raise UserError(f"{flag} {source}: {did}; run that command again")
+        # A model directory has its tokenizer inside.
+        if record and record["kind"] not in (cls.kind, "model" if cls.kind == "tokenizer" else cls.kind):
+            raise UserError(
+                f"{flag} {source}: this is a {record['kind']} directory (made by {record['command']}), "
+                f"and a {cls.kind} directory is needed"
+            )
+        return cls(path, flag, record)
+
+    @classmethod
+    def elsewhere(cls, source: str, flag: str) -> Path:
+        """Where to find what is no local path; raises UserError where nothing is."""
+        raise UserError(f"{flag} {source}: no such file or directory")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What its command recorded as its result; empty where there is no record."""
+        return dict(self.record.get("result", {}))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of its content, computed once: a 70B model is read for it where no record says it."""
+        return str(self.result.get("fingerprint") or fingerprint(self.path))
+
+
+Input = Opened | str | Path  # what a command reads, as `create` takes it
 
 
 @dataclass
@@ -50,7 +112,7 @@ def create(
     kind: str,
     command: str,
     config: Any,
-    inputs: Mapping[str, str | Path],
+    inputs: Mapping[str, Input],
     resume: bool = False,
 ) -> Iterator[Artifact]:
     """Write one directory: `run.json` without result first, with it last and atomically.
@@ -69,6 +131,7 @@ def create(
     """
     path = Path(output)
     with stopped_when_full(path):
+        # Before anything is fingerprinted: a refusal needs no look at a 70B model's bytes.
         continued = _is_unfinished(path, command, inputs)
         if continued and not resume:
             remove(path)
@@ -78,7 +141,7 @@ def create(
             "kind": kind,
             "settings": as_given(config),
             "versions": {name: _version(name) for name in VERSIONED},
-            "inputs": _described(inputs),
+            "inputs": described(inputs),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         if continued:
@@ -102,16 +165,9 @@ def create(
             return
         _grant_by_umask(path)
         record["seconds"] = round(time.monotonic() - begun, 1)
+        # Last: readers take a directory with a result for finished.
         record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
         write_json(path / RUN_FILE, record)
-
-
-def remove(path: Path) -> None:
-    """Delete a directory in one step: a kill in between leaves another name, and no part that nobody knows."""
-    gone = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone)
 
 
 def _grant_by_umask(path: Path) -> None:
@@ -123,36 +179,10 @@ def _grant_by_umask(path: Path) -> None:
             file.chmod(0o666 & ~umask)
 
 
-def check_resumable(output: str | Path, command: str, inputs: Mapping[str, str | Path]) -> None:
+def check_resumable(output: str | Path, command: str, inputs: Mapping[str, Input]) -> None:
     """Refuse what `create` with `resume` refuses, and write nothing: for the ranks that only follow."""
     if _is_unfinished(Path(output), command, inputs):
-        _check_continues(Path(output), _described(inputs))
-
-
-def require(source: str | Path, kind: str, flag: str) -> Path:
-    """The directory or file behind a flag, checked to be finished and of the right kind.
-
-    A name like `org/model` that is no local path is fetched from the hub; hf:NAME, a corpus, is streamed when it is read.
-
-    Raises:
-        UserError: nothing there, an unfinished run, or a directory of another kind.
-    """
-    path = Path(source)
-    if not path.exists():
-        return path if kind == "corpus" and tables.is_named(path) else _from_hub(str(source), flag)
-    record = read_record(path)
-    if not record:
-        return path
-    if "result" not in record:
-        raise UserError(
-            f"{flag} {source}: its {record.get('command', 'zhllama')} run did not finish; run that command again"
-        )
-    if record["kind"] != kind and not (kind == "tokenizer" and record["kind"] == "model"):
-        raise UserError(
-            f"{flag} {source}: this is a {record['kind']} directory (made by {record['command']}), "
-            f"and a {kind} directory is needed"
-        )
-    return path
+        _check_continues(Path(output), described(inputs))
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -198,17 +228,9 @@ def fingerprint(path: str | Path) -> str:
     return str(recorded) if recorded else _content_hash(path)
 
 
-def tokenizer_fingerprint(directory: Path) -> str:
-    """sha256 of the file that decides a directory's token ids; a model and the tokenizer it holds agree in it."""
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (directory / name).is_file():
-            return fingerprint(directory / name)
-    raise UserError(f"{directory}: no tokenizer.json or tokenizer.model inside")
-
-
-def numbered(name: str, paths: Sequence[str | Path]) -> dict[str, str | Path]:
+def numbered(name: str, given: Sequence[Input]) -> dict[str, Input]:
     """The inputs that a repeatable flag gives: `name`, `name 2`, `name 3` and so on."""
-    return {name if place == 1 else f"{name} {place}": path for place, path in enumerate(paths, 1)}
+    return {name if place == 1 else f"{name} {place}": one for place, one in enumerate(given, 1)}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -218,16 +240,16 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _described(inputs: Mapping[str, str | Path]) -> dict[str, dict[str, str]]:
-    return {
-        name: {"path": str(source), "fingerprint": fingerprint(source)} for name, source in inputs.items()
-    }
+def described(inputs: Mapping[str, Input]) -> dict[str, dict[str, str]]:
+    """Path and fingerprint of each input, as `run.json` keeps them."""
+    opened = {name: one if isinstance(one, Opened) else Opened(Path(one), "") for name, one in inputs.items()}
+    return {name: {"path": str(one), "fingerprint": one.fingerprint} for name, one in opened.items()}
 
 
-def _is_unfinished(path: Path, command: str, inputs: Mapping[str, str | Path]) -> bool:
-    """Whether `path` holds an unfinished run of this command; a UserError where it is not ours to write."""
+def _is_unfinished(path: Path, command: str, inputs: Mapping[str, Input]) -> bool:
+    """Whether `path` holds an unfinished run of this command; UserError where it is not ours to write."""
     for name, source in inputs.items():
-        if Path(source).resolve() in path.resolve().parents:
+        if Path(str(source)).resolve() in path.resolve().parents:
             raise UserError(f"--output {path}: lies inside --{name} {source}; choose a directory elsewhere")
     if path.is_file():
         raise UserError(f"--output {path}: a file is in the way; choose another directory")
@@ -251,36 +273,14 @@ def _check_continues(path: Path, inputs: dict[str, dict[str, str]]) -> None:
     nothing = {"path": "nothing", "fingerprint": "nothing"}
     for name in begun | inputs:
         then, now = begun.get(name, nothing), inputs.get(name, nothing)
-        check_same(
-            f"--output {path}, begun with --{name} {then['path']}",
-            then["fingerprint"],
-            now["path"],
-            now["fingerprint"],
-            "give the same inputs, or choose another directory",
-        )
-
-
-def _from_hub(name: str, flag: str) -> Path:
-    """A hub snapshot, where the name looks like one and the hub answers."""
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):  # ./name and ../name are paths
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(
-                snapshot_download(
-                    name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-                )
-            )
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-            raise UserError(
-                f"{flag} {name}: no such directory here, and the hub gave none ({type(problem).__name__})"
-            ) from problem
-    raise UserError(f"{flag} {name}: no such file or directory")
+        begun_with = f"--output {path}, begun with --{name} {then['path']}"
+        remedy = "give the same inputs, or choose another directory"
+        check_same(begun_with, then["fingerprint"], now["path"], now["fingerprint"], remedy)
 
 
 def _content_hash(path: Path) -> str:
     digest = hashlib.sha256()
+    # By name: the order of a listing is the file system's own.
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file.is_file() and not any(NOT_CONTENT.match(part) for part in relative.parts):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from zhllama.config import UserError
+from zhllama.extras import require_extra
 
 # Characters: a .txt without blank lines beyond this is a list of lines; no single line or document is that long.
 LONGEST_DOCUMENT = 1 << 26
@@ -262,6 +263,7 @@ def _unpacked(path: Path, raw: IO[bytes]) -> Any:
     if path.suffix.lower() == ".xz":
         return lzma.LZMAFile(raw)
     if path.suffix.lower() == ".zst":
+        require_extra(str(path), "clean", "pyarrow")
         from pyarrow import CompressedInputStream  # type: ignore[import-untyped]
 
         return CompressedInputStream(raw, "zstd")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from zhllama.config import UserError
+from zhllama.extras import require_extra
 
 PREFIX = "hf:"
 BATCH = 1024
@@ -108,6 +109,7 @@ def _tables(path: Path, column: str | None, progress: Progress) -> Iterator[Any]
 
 
 def _parquet(path: Path, column: str | None, progress: Progress) -> Iterator[Any]:
+    require_extra(str(path), "clean", "pyarrow")
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
     from pyarrow import ArrowException
 
@@ -134,6 +136,7 @@ def saved_files(path: Path) -> list[Path]:
     Raises:
         UserError: not whole, or of several splits.
     """
+    require_extra(str(path), "clean", "datasets")
     from datasets import DatasetDict, load_from_disk
     from pyarrow import ArrowException
 
@@ -157,6 +160,7 @@ def arrow_tables(path: Path) -> Iterator[Any]:
     Raises:
         UserError: not a whole file of either kind.
     """
+    require_extra(str(path), "clean", "datasets")
     from datasets import Dataset
     from datasets.table import InMemoryTable
     from pyarrow import ArrowException, ArrowInvalid, feather
@@ -227,6 +231,7 @@ def stream(path: Path) -> Iterator[Any]:
 def _opened(path: str | Path, name: _Name) -> Any:
     if not name.repository:
         raise UserError(f"{path}: write it as hf:NAME or hf:NAME:SPLIT, for example hf:org/dataset:train")
+    require_extra(str(path), "clean", "datasets")
     return _asked(path, lambda: _builder(name.repository, name.revision or None))
 
 

@@ -1,28 +1,20 @@
-"""Rows that say the same: exactly, or nearly by MinHash of character 5-grams (Broder 1997)."""
+"""Rows that say the same: exactly, or nearly by MinHash and then by count."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zhllama.corpus.ngrams import permutations, signatures
+from zhllama.corpus.minhash import CONVERSATIONS, GRAM, propose_pairs, sign
 
-GRAM = 5
-BANDS, ROWS = 16, 4  # at a similarity of 0.8 one pair in 5,000 is missed
 SLACK = 0.2  # by which an estimate of 64 hashes may fall short of the similarity that is then counted
 PAIRS_AT_ONCE = 1 << 16
 
 
-def plain(text: str) -> str:
-    """What counts when texts are compared: no white space, no case, one width of letters and digits."""
-    return "".join(unicodedata.normalize("NFKC", text).lower().split())
-
-
-def repeats(texts: Sequence[str]) -> NDArray[Any]:
+def mark_repeated(texts: Sequence[str]) -> NDArray[Any]:
     """(texts,) bool, which are the same as an earlier one."""
     seen: set[str] = set()
     result = np.zeros(len(texts), dtype=bool)
@@ -32,7 +24,7 @@ def repeats(texts: Sequence[str]) -> NDArray[Any]:
     return result
 
 
-def near_copies(texts: Sequence[str], similarity: float, of: int | None = None) -> NDArray[Any]:
+def mark_near_copies(texts: Sequence[str], similarity: float, of: int | None = None) -> NDArray[Any]:
     """(texts,) bool, which have an earlier text whose 5-grams overlap theirs (Jaccard) by at least `similarity`.
 
     With `of`, only the first so many texts count as earlier ones, and only the others are looked at. MinHash with
@@ -41,8 +33,8 @@ def near_copies(texts: Sequence[str], similarity: float, of: int | None = None) 
     found = np.zeros(len(texts), dtype=bool)
     if len(texts) < 2:
         return found
-    signed = signatures(texts, GRAM, permutations(BANDS * ROWS, 0))
-    for pairs in _proposed(signed):
+    signed = sign(texts, CONVERSATIONS)
+    for pairs in propose_pairs(signed, CONVERSATIONS):
         if of is not None:
             pairs = pairs[(pairs[:, 0] < of) & (pairs[:, 1] >= of)]
         pairs = pairs[~found[pairs[:, 1]]]
@@ -62,19 +54,3 @@ def jaccard(left: str, right: str) -> float:
 
 def _grams(text: str) -> set[str]:
     return {text[at : at + GRAM] for at in range(max(1, len(text) - GRAM + 1))}
-
-
-def _proposed(signatures: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """(pairs, 2) of texts that agree in a band: each with the first such text and with the one before it."""
-    mixed = np.uint64(0x9E3779B97F4A7C15)
-    for band in range(BANDS):
-        key = np.zeros(len(signatures), dtype=np.uint64)
-        for column in signatures[:, band * ROWS : (band + 1) * ROWS].T:
-            key = (key ^ column) * mixed
-            key ^= key >> np.uint64(29)
-        order = np.argsort(key, kind="stable")
-        new = np.concatenate([[True], key[order][1:] != key[order][:-1]])
-        firsts = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
-        later = np.flatnonzero(~new)
-        yield np.stack([firsts[later], order[later]], axis=1)
-        yield np.stack([order[later - 1], order[later]], axis=1)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
-import signal
-import threading
 from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from itertools import islice
-from multiprocessing import connection
 from typing import Any, Literal, NamedTuple
 
 from zhllama.config import UserError
 from zhllama.conversation.formats import Message
-from zhllama.stop import StoppedError
 from zhllama.tokenizer.load import own_threads
+from zhllama.workers import WorkerPool
 
 Learn = Literal["every", "last"]
 TooLong = Literal["shorten", "drop"]
@@ -97,23 +92,21 @@ class Encoder:
     def _encode_apart(
         self, conversations: Sequence[list[Message]], firsts: range, processes: int
     ) -> Generator[Outcome, None, None]:
-        fork = multiprocessing.get_context("fork")
+        pool = WorkerPool(
+            processes,
+            _initialize_worker,
+            (self, conversations),
+            name="data: a process that tokenised conversations",
+            remedy="run the same command with more memory, or fewer samples",
+        )
         waiting: deque[Future[list[Outcome]]] = deque()
-        with ProcessPoolExecutor(processes, fork, _begin_worker, (self, conversations)) as pool:
-            try:
-                for first in firsts:
-                    waiting.append(pool.submit(_encode_from, first))
-                    if len(waiting) > 2 * processes:
-                        yield from waiting.popleft().result()
-                while waiting:
+        with pool:
+            for first in firsts:
+                waiting.append(pool.submit(_encode_from, first))
+                if len(waiting) > 2 * processes:
                     yield from waiting.popleft().result()
-            except BrokenProcessPool as problem:
-                raise StoppedError(
-                    "data: a process that tokenised conversations was killed, most likely for its memory; run the "
-                    "same command with more memory, or fewer samples"
-                ) from problem
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            while waiting:
+                yield from waiting.popleft().result()
 
     def encode_batch(self, conversations: Sequence[list[Message]]) -> list[Outcome]:
         """A sample for each conversation, or why there is none."""
@@ -273,19 +266,9 @@ def encode(messages: list[Message], tokenizer: Any, learn: Learn = "every") -> t
 _work: tuple[Encoder, Sequence[list[Message]]]  # what a worker process began with
 
 
-def _begin_worker(encoder: Encoder, conversations: Sequence[list[Message]]) -> None:
+def _initialize_worker(encoder: Encoder, conversations: Sequence[list[Message]]) -> None:
     global _work
     _work = encoder, conversations
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    """End this worker when its parent is gone: the pool's pipes alone would keep it waiting."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _encode_from(first: int) -> list[Outcome]:

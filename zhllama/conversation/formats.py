@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from zhllama.config import UserError
 from zhllama.conversation.translation import translation_request
+from zhllama.corpus.han import HAN
 
 Message = dict[str, str]
 FormatName = Literal[
@@ -68,7 +69,7 @@ def from_translation(row: dict[str, Any]) -> list[Message]:
     english, chinese = row["english"], row["chinese"]
     if not re.search("[a-zA-Z]", english):
         raise RowError("no English in the English")
-    if not re.search("[一-鿿]", chinese):
+    if not HAN.search(chinese):
         raise RowError("no Chinese in the Chinese")
     return _turn(*translation_request(english.strip(), chinese.strip()))
 

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zhllama.config import UserError
-from zhllama.conversation.duplicates import near_copies, plain, repeats
+from zhllama.conversation.duplicates import mark_near_copies, mark_repeated
 from zhllama.conversation.encode import EncodedConversation, Encoder, Shortened
-from zhllama.conversation.evaluation import occurs, read_questions
+from zhllama.conversation.evaluation import mark_contaminated, read_questions
 from zhllama.conversation.read import Dropped, FileRows, in_words, read_conversations
 from zhllama.conversation.sampling import draw_rows, rows_per_source
 from zhllama.conversation.settings import InstructionSource, MixtureSettings
+from zhllama.corpus.compare import compact
 from zhllama.terminal import print_table, say, track
 
 
@@ -119,22 +120,22 @@ def remove_evaluation(files: Sequence[FileRows], settings: MixtureSettings) -> N
     questions = [text for name in settings.evaluation for text in read_questions(Path(name))]
     if questions:
         for file in track(files, "looking for evaluation texts"):
-            found = occurs(questions, [row.messages for row in file.rows], settings.similarity)
+            found = mark_contaminated(questions, [row.messages for row in file.rows], settings.similarity)
             _leave_out(file, {"occurs in an evaluation file": found})
 
 
 def remove_duplicates(files: Sequence[FileRows], similarity: float) -> None:
     """Leave out, and count, rows that say the same or nearly the same as an earlier one of any file."""
     texts = [
-        plain("\n".join(message["content"] for message in row.messages))
+        compact("\n".join(message["content"] for message in row.messages))
         for file in files
         for row in file.rows
     ]
-    same = repeats(texts)
+    same = mark_repeated(texts)
     near = np.zeros_like(same)
     if similarity < 1:
         kept = np.flatnonzero(~same)
-        near[kept] = near_copies([texts[place] for place in kept.tolist()], similarity)
+        near[kept] = mark_near_copies([texts[place] for place in kept.tolist()], similarity)
     ends = np.cumsum([len(file.rows) for file in files])[:-1]
     for file, mine, mine_too in zip(files, np.split(same, ends), np.split(near, ends), strict=True):
         _leave_out(file, {"the same as an earlier row": mine, "nearly an earlier row": mine_too})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from zhllama.config import UserError
 from zhllama.conversation.formats import LOOKED_AT, Message, RowError, detect, is_told, read_row
+from zhllama.corpus.han import count_han
 from zhllama.decode import extension_of
 from zhllama.rows import DELIMITERS, Rows, named, read_rows
 from zhllama.tables import DAMAGED, Unread
@@ -146,5 +146,5 @@ def _guessed(rows: list[list[str]], file: Path) -> list[str]:
     pairs = [row for row in rows if len(row) == 2]
     if not pairs:
         raise UserError(f"{file}: no line of two columns between tabs; name more in a first line")
-    chinese = [sum(len(re.findall("[一-鿿]", pair[column])) for pair in pairs) for column in (0, 1)]
+    chinese = [sum(count_han(pair[column]) for pair in pairs) for column in (0, 1)]
     return ["chinese", "english"] if chinese[0] > chinese[1] else ["english", "chinese"]

@@ -54,13 +54,13 @@ class MixtureSettings:
     evaluation: list[str] = field(default_factory=list)
     """Files that the model will be measured on, JSON, tables or .txt: what occurs in them is not learnt."""
     similarity: float = 0.8
-    """Of rows whose character 5-grams overlap by this share the first is kept; 1 removes only the same."""
+    """Rows whose character 5-grams overlap by this share count as one, the first; 1 removes only the same."""
     learn: Learn = "every"
     """Which replies of a conversation are learnt: every one, or the last."""
     too_long: TooLong = "shorten"
     """Conversations over block_size lose their oldest turns, then up to half of their request; or are dropped."""
     seed: int = 0
-    """Of what is drawn."""
+    """Decides which rows are drawn."""
 
     def __post_init__(self) -> None:
         """Refuse what no mixture can have."""

@@ -10,16 +10,18 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError, as_given
-from zhllama.corpus.cluster import require_ray, require_slurm
+from zhllama.corpus.cluster import require_slurm
 from zhllama.corpus.convert import Forms
 from zhllama.corpus.detectors import Detectors, load_score
 from zhllama.corpus.lines import Repeats
 from zhllama.corpus.passes import Passes, run_passes
-from zhllama.corpus.read import Layout, list_files
+from zhllama.corpus.read import Corpus, Layout, list_files
 from zhllama.corpus.rules import Limits
 from zhllama.corpus.settings import CleanConfig, Where
 from zhllama.corpus.tally import DocumentTally
 from zhllama.corpus.words import read_words
+from zhllama.extras import require_extra
+from zhllama.stop import remove
 from zhllama.terminal import print_table, say, warn
 
 REMEDY = {
@@ -54,8 +56,8 @@ def clean(config: CleanConfig) -> None:
     Each document is normalised (`rules.normalise`), kept or dropped by the rules in `rules.RULES`, and
     dropped where an earlier one has the same text. The order of documents is the order of the input.
     An interrupted run with the same settings goes on after the last portion of input that it finished.
-    `run.json` counts documents, characters, bytes, the share of Chinese characters, and dropped documents
-    by reason.
+    `run.json` counts documents, characters, bytes, documents by kind, the share of Chinese characters, and dropped
+    documents by reason.
 
     Raises:
         UserError: nothing to read, a file that cannot be read, nothing kept, an output that exists, no such cluster.
@@ -72,7 +74,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
     if config.dry_run:
         config = replace(config, output=f"{config.output.rstrip('/')}-dry-run")
         if artifact.read_record(config.output).get("settings", {}).get("dry_run"):
-            artifact.remove(Path(config.output))
+            remove(Path(config.output))
     source = Path(config.corpus)
     output = Path(config.output)
     files = list_files(source)
@@ -81,7 +83,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
     if where == "ray":
-        require_ray()
+        require_extra("--executor ray", "ray")
     if where == "slurm":
         require_slurm(config.slurm)
     inputs = _inputs(config)
@@ -103,6 +105,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
             documents=tally.counts["documents"],
             characters=characters,
             bytes=tally.counts["bytes"],
+            kinds=dict(tally.seen["after documents"].most_common()),
             han_share=round(tally.counts["han"] / characters, 4),
             dropped=dict(tally.dropped.most_common()),
             replacement_characters=tally.counts["replacement characters"],
@@ -122,7 +125,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
     _summarise(config, made.result, tally)
 
 
-def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path]) -> bool:
+def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, artifact.Input]) -> bool:
     """Whether an unfinished run has left what it did, with these settings and inputs; otherwise it starts over."""
     if not (output / ".work").is_dir():
         return False
@@ -130,16 +133,15 @@ def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, str | Path])
     given = as_given(config)
     if any(begun["settings"][name] != given[name] for name in given if name not in NO_MATTER):
         return False
-    return all(
-        begun["inputs"][name]["fingerprint"] == artifact.fingerprint(path) for name, path in inputs.items()
-    )
+    now = artifact.described(inputs)
+    return all(begun["inputs"][name]["fingerprint"] == now[name]["fingerprint"] for name in inputs)
 
 
-def _inputs(config: CleanConfig) -> dict[str, str | Path]:
+def _inputs(config: CleanConfig) -> dict[str, artifact.Input]:
     """What is read, by setting; word list and scoring function are tried before hours of work."""
-    inputs: dict[str, str | Path] = {"corpus": Path(config.corpus)}
+    inputs: dict[str, artifact.Input] = {"corpus": Path(config.corpus)}
     if config.decontaminate:
-        inputs["decontaminate"] = artifact.require(config.decontaminate, "corpus", "--decontaminate")
+        inputs["decontaminate"] = Corpus.open(config.decontaminate, "--decontaminate")
     if config.words:
         read_words(Path(config.words))
         inputs["words"] = Path(config.words)
@@ -155,7 +157,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
         config.broken,
         Forms(config.chinese, config.width),
         Limits(**{field.name: getattr(config, field.name) for field in fields(Limits)}),
-        _screen(config),
+        _detectors(config),
         config.privacy,
         config.deduplicate,
         config.near_duplicates and config.deduplicate,
@@ -169,7 +171,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
     )
 
 
-def _screen(config: CleanConfig) -> Detectors:
+def _detectors(config: CleanConfig) -> Detectors:
     return Detectors(
         frozenset() if config.languages == "any" else frozenset(config.languages.split()),
         config.min_language,

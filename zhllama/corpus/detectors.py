@@ -9,8 +9,9 @@ from pathlib import Path
 
 from zhllama.config import UserError
 from zhllama.corpus import language
+from zhllama.corpus.compare import folded
 from zhllama.corpus.tally import DocumentTally
-from zhllama.corpus.words import plain, read_words
+from zhllama.corpus.words import read_words
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Detectors:
                 tally.languages[next(iter(found), "unknown")] += 1
                 if language.unwanted(found, self.languages, self.min_language):
                     return "another language"
-            if listed and sum(1 for _ in listed.find(plain(text))) > self.max_words:
+            if listed and sum(1 for _ in listed.find(folded(text))) > self.max_words:
                 return "listed words"
             if score and not score(text) >= self.min_score:
                 return "low score"

@@ -10,7 +10,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupSignature
 
-from zhllama.corpus.rules import without_space
+from zhllama.corpus.compare import without_space
 from zhllama.corpus.tally import DocumentTally
 
 LAST_RANK = 65534  # datatrove's exact deduplication ranks tasks in 16 bits

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from zhllama.artifact import read_record
 from zhllama.config import UserError
-from zhllama.corpus.read import list_files
+from zhllama.corpus.read import Corpus, list_files
 from zhllama.rows import read_rows
 
 OTHER = "other"
@@ -20,25 +18,30 @@ def kind_of(source: str) -> str:
     return folder if inside else OTHER
 
 
-def read_kind(corpora: Sequence[Path], kind: str) -> Iterator[str]:
-    """The documents of one kind in corpora that `clean` wrote."""
-    return (text for found, text in _documents(corpora) if found == kind)
+def read_kinds(corpora: Sequence[Corpus], kinds: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The documents of these kinds in corpora that `clean` wrote, each with its kind's place among them."""
+    places = {kind: place for place, kind in enumerate(kinds)}
+    return ((places[kind], text) for kind, text in _documents(corpora) if kind in places)
 
 
-def count_kinds(corpora: Sequence[Path]) -> Counter[str]:
-    """How many documents of each kind there are.
+def count_kinds(corpora: Sequence[Corpus]) -> Counter[str]:
+    """How many documents of each kind there are, as `clean` has counted them.
 
     Raises:
         UserError: a corpus that `clean` did not write, which does not say where its documents are from, or a row that
             does not.
     """
-    if strange := [path for path in corpora if not read_record(path)]:
-        raise UserError(f"--shares: {strange[0]} does not say of what kind its documents are; clean it first")
-    return Counter(kind for kind, _ in _documents(corpora))
+    counts: Counter[str] = Counter()
+    for corpus in corpora:
+        found = corpus.result.get("kinds")
+        if not found:
+            raise UserError(f"--shares: {corpus} does not say of what kind its documents are; clean it first")
+        counts.update(found)
+    return counts
 
 
-def _documents(corpora: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    for file in (file for corpus in corpora for file in list_files(corpus)):
+def _documents(corpora: Sequence[Corpus]) -> Iterator[tuple[str, str]]:
+    for file in (file for corpus in corpora for file in list_files(corpus.path)):
         for number, row in read_rows(file, "utf-8", lists=False, halves=True):
             if not (
                 isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("source", "text"))

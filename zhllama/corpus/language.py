@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from zhllama.corpus.han import count_han
 from zhllama.corpus.ngrams import narrow
 
 HEAD = 20_000  # characters looked at
 KANA = re.compile(r"[\u3041-\u30ff\uff66-\uff9d]")
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 NEITHER = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]|[\U0001fffe-\U0001ffff]"
 )
@@ -37,7 +37,7 @@ def shares(text: str) -> dict[str, float]:
     except pycld2.error:  # what else it holds to be no text
         return {}
     known = {code: percent / 100 for _, code, percent, _ in found if code != "un"}
-    if "ja" in known and 10 * len(KANA.findall(plain)) < len(HAN.findall(plain)):
+    if "ja" in known and 10 * len(KANA.findall(plain)) < count_han(plain):
         known["zh"] = known.get("zh", 0) + known.pop("ja")
     return dict(sorted(known.items(), key=lambda item: -item[1]))
 

@@ -17,9 +17,9 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from zhllama.corpus.ngrams import letters
+from zhllama.corpus.compare import letters, without_space
+from zhllama.corpus.han import count_han
 from zhllama.corpus.privacy import redact
-from zhllama.corpus.rules import HAN, covered, without_space
 from zhllama.corpus.tally import EXAMPLE_CHARACTERS, EXAMPLES, DocumentTally
 
 DIGIT = re.compile(r"\d+")
@@ -66,7 +66,7 @@ class Repeats:
         label = LABEL.match(line) if fixed and len(compared) <= LABELLED_LETTERS else None
         if label:
             found.append(xxhash.xxh3_64_intdigest(label[1]) & ~1 | TEMPLATE)
-        elif len(fixed) >= TEMPLATE_LETTERS and 3 * covered(HAN, fixed) >= len(fixed):
+        elif len(fixed) >= TEMPLATE_LETTERS and 3 * count_han(fixed) >= len(fixed):
             found.append(xxhash.xxh3_64_intdigest(fixed) & ~1 | TEMPLATE)
         if self.paragraphs and len(compared) >= PARAGRAPH_LETTERS:
             found.append(xxhash.xxh3_64_intdigest(compared) & ~1 | PARAGRAPH)

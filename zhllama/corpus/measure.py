@@ -10,9 +10,11 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from zhllama.corpus.compare import without_space
+from zhllama.corpus.han import HAN, count_han
 from zhllama.corpus.kinds import kind_of
 from zhllama.corpus.ngrams import ngram_hashes
-from zhllama.corpus.rules import HAN, NOT_LETTER, covered, repetition, share, without_space
+from zhllama.corpus.rules import NOT_LETTER, repetition, share
 from zhllama.corpus.tally import DocumentTally
 
 Moment = Literal["before", "after"]
@@ -55,9 +57,9 @@ class Measure(PipelineStep):  # type: ignore[misc]
                 tally.counts["documents"] += 1
                 tally.counts["characters"] += len(text)
                 tally.counts["bytes"] += len(text.encode())
-                tally.counts["han"] += covered(HAN, text)
+                tally.counts["han"] += count_han(text)
             yield document
-        tally.counts[f"{self.moment} sampled"] = sum(covered(HAN, text) for text in sample.texts())
+        tally.counts[f"{self.moment} sampled"] = sum(count_han(text) for text in sample.texts())
         tally.counts[f"{self.moment} halvings"] = sample.halvings
         for size in GRAMS:
             seen["grams"].update(frequent(sample.texts(), size))

@@ -1,8 +1,6 @@
-"""Near-duplicates: MinHash signatures of character 5-grams for datatrove's stages, and which copy stays.
+"""Near-duplicates of documents: our MinHash signatures for datatrove's stages, and which copy stays.
 
-Broder 1997; banding as datatrove has it: 14 buckets of 8 hashes find pairs that share 72% of their 5-grams about
-every other time, 85% nearly always. datatrove's own Chinese tokenizer cuts words, slowly; a changed character then
-changes words around it. Characters need no tokenizer, and whole texts are hashed at once.
+datatrove sorts and merges the signatures as files, band by band, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -17,12 +15,13 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.hashing import HashConfig
 from numpy.typing import NDArray
 
-from zhllama.corpus.ngrams import letters, permutations, signatures
+from zhllama.corpus.compare import letters
+from zhllama.corpus.minhash import DOCUMENTS, GRAM, sign
 from zhllama.corpus.tally import DocumentTally
 
-GRAM = 5
-NEAR = MinhashConfig(n_grams=GRAM, hash_config=HashConfig(precision=32))
-PERMUTED_BY = permutations(NEAR.num_buckets * NEAR.hashes_per_bucket, NEAR.seed)
+NEAR = MinhashConfig(
+    GRAM, DOCUMENTS.bands, DOCUMENTS.rows, DOCUMENTS.seed, hash_config=HashConfig(precision=32)
+)
 
 
 class SignNear(PipelineStep):  # type: ignore[misc]
@@ -51,9 +50,9 @@ class SignNear(PipelineStep):  # type: ignore[misc]
                     numbers.append(number)
                     yield text
 
-        signed = signatures(compared(), GRAM, PERMUTED_BY)
-        table = signed.reshape(len(numbers), NEAR.num_buckets, NEAR.hashes_per_bucket)
-        for bucket in range(NEAR.num_buckets):
+        signed = sign(compared(), DOCUMENTS)
+        table = signed.reshape(len(numbers), DOCUMENTS.bands, DOCUMENTS.rows)
+        for bucket in range(DOCUMENTS.bands):
             records = np.column_stack([table[:, bucket], np.array(numbers, dtype="<u4")]).astype("<u4")
             folder = Path(self.work) / "near-signatures" / f"bucket_{bucket:03d}"
             folder.mkdir(parents=True, exist_ok=True)

@@ -52,9 +52,9 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
     from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    from zhllama.corpus import contamination, duplicates, measure
+    from zhllama.corpus import contamination, duplicates, measure, minhash
     from zhllama.corpus import near_duplicates as near
-    from zhllama.corpus import pipeline as stages
+    from zhllama.corpus import pipeline as blocks
 
     output = output.resolve()  # tasks elsewhere have a working directory of their own
     work = output / ".work"
@@ -68,14 +68,14 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
         launch(stage, pipeline, tasks)
 
     first = [
-        stages.ReadBundle(folder, plan.layout, plan.broken, plan.most),
+        blocks.ReadBundle(folder, plan.layout, plan.broken, plan.most),
         measure.Measure(folder, "before"),
-        stages.Judge(folder, plan.forms, plan.limits, plan.detectors, plan.privacy),
-        stages.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
+        blocks.Judge(folder, plan.forms, plan.limits, plan.detectors, plan.privacy),
+        blocks.WriteDocuments(str(work / "kept"), "${rank}.jsonl"),
     ]
     if plan.decontaminate:
         contamination.write_index(plan.decontaminate, work)
-        first.insert(3, contamination.Decontaminate(folder))
+        first.insert(3, blocks.Decontaminate(folder))
     if plan.deduplicate:
         first.append(duplicates.SignSame(folder))
     if plan.near:
@@ -89,12 +89,12 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
         find = MinhashDedupBuckets(
             str(work / "near-signatures"), pairs, config=near.NEAR, lines_to_buffer=LINES
         )
-        run("near-pairs", [find], near.NEAR.num_buckets)
+        run("near-pairs", [find], minhash.DOCUMENTS.bands)
         run("near", [near.ChooseBest(folder)], 1)
     kept = sum(map(_size, (work / "kept").glob("*")))
     if plan.repeats:
         lines = [
-            stages.ReadKept(folder, "lines"),
+            blocks.ReadKept(folder, "lines"),
             duplicates.DropDuplicates(folder, count=False),
             SignLines(folder, plan.repeats),
         ]
@@ -102,11 +102,11 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
             run("lines", lines)
         run("lines-found", [FindLines(folder, plan.repeats)], 1)
     last = [
-        stages.ReadKept(folder, "write"),
+        blocks.ReadKept(folder, "write"),
         duplicates.DropDuplicates(folder, count=True),
         RemoveLines(folder, plan.repeats, plan.limits.min_characters),
         measure.Measure(folder, "after"),
-        stages.WriteDocuments(str(output), "documents-${rank}.jsonl", plan.shard_bytes),
+        blocks.WriteDocuments(str(output), "documents-${rank}.jsonl", plan.shard_bytes),
     ]
     with show("writing (KB)", kept, work / "progress-write"):
         run("write", last)

@@ -14,11 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from zhllama.config import UserError
+from zhllama.corpus import contamination
+from zhllama.corpus.compare import letters
 from zhllama.corpus.convert import Forms
 from zhllama.corpus.detectors import Detectors
 from zhllama.corpus.duplicates import LAST_RANK
@@ -131,6 +134,34 @@ class Judge(PipelineStep):  # type: ignore[misc]
                 tally.counts["characters judged"] += len(text)
                 yield document
         tally.save(self.work, "judge", rank)
+
+
+class Decontaminate(PipelineStep):  # type: ignore[misc]
+    """Drop documents that share 13 characters in a row with an evaluation file; count by file, show the shared ones."""
+
+    type = "🔻 - FILTER"
+    name = "zhllama decontamination"
+
+    def __init__(self, work: str) -> None:
+        super().__init__()
+        self.work = Path(work)
+
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yield what shares nothing; the index is mapped, one copy for all workers."""
+        index = contamination.EvaluationIndex.open(contamination.OVERLAP, self.work)
+        names = json.loads((self.work / "evaluation-files.json").read_text(encoding="utf-8"))
+        tally = DocumentTally()
+        for document in data:
+            compared = letters(document.text)
+            places, numbers = index.find(compared)
+            if not len(places):
+                yield document
+                continue
+            for number in np.unique(numbers).tolist():
+                tally.contaminated[names[number]] += 1
+            shared = compared[places[0] : places[0] + index.size]
+            tally.drop(contamination.REASON, document, note=f"shares {shared}: ")
+        tally.save(str(self.work), "decontaminate", rank)
 
 
 class WriteDocuments(DiskWriter):  # type: ignore[misc]

@@ -9,36 +9,41 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from zhllama import decode
-from zhllama.artifact import require
+from zhllama import decode, tables
+from zhllama.artifact import Opened
 from zhllama.config import UserError
 from zhllama.corpus.books import book, word_file
 from zhllama.corpus.pages import markdown, web_page, whole
 from zhllama.decode import PACKED, extension_of, read_lines
+from zhllama.extras import require_extra
 from zhllama.rows import DELIMITERS, HALF, is_whole, named, read_rows
-from zhllama.tables import (
-    TABLES,
-    Unread,
-    is_named,
-    is_saved,
-    is_table,
-    pinned,
-    read_records,
-    saved_files,
-)
 from zhllama.terminal import warn
 
 Broken = Literal["stop", "skip"]
 Split = Literal["guess", "file", "line", "blank-line"]
 PAGES = {".html": web_page, ".htm": web_page, ".md": markdown}
 BOOKS = {".epub": book, ".docx": word_file}
+# What reads them, of the extra [clean]; a bare install reads the others.
+READERS = {".parquet": "pyarrow", ".arrow": "datasets", ".zst": "pyarrow", ".epub": "lxml", ".docx": "lxml"}
+READERS |= {".html": "trafilatura", ".htm": "trafilatura"}
 # What of a folder is text. Other tables and lists often lie beside it; they are read where they are given by name.
 KINDS = (
-    *sorted((*TABLES, *BOOKS)),
+    *sorted((*tables.TABLES, *BOOKS)),
     *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in ("", *PACKED)),
 )
 GIVEN = (*KINDS, *(kind + packed for kind in (".json", *DELIMITERS) for packed in ("", *PACKED)))
 CORPUS_FILES = "documents-*.jsonl"
+
+
+class Corpus(Opened):
+    """A corpus directory that `clean` wrote, a user's own file or folder of files, or the name of a hub's dataset."""
+
+    kind = "corpus"
+
+    @classmethod
+    def elsewhere(cls, source: str, flag: str) -> Path:
+        """A name, which is streamed while it is read; raises UserError for what is none."""
+        return Path(source) if tables.is_named(source) else super().elsewhere(source, flag)
 
 
 class Passage(NamedTuple):
@@ -91,24 +96,37 @@ def list_files(source: Path) -> list[Path]:
 
     Raises:
         UserError: no such path, an unfinished corpus or another kind of directory, a folder that cannot be opened,
-            no file of a kind we read, a name that no hub knows.
+            no file of a kind we read, one whose reader is not installed, a name that no hub knows.
     """
     source = Path(source)
-    if is_named(source):
-        return [pinned(source)]
+    if tables.is_named(source):
+        return [tables.pinned(source)]
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     if source.is_file():
         if not source.name.lower().endswith(GIVEN):
             raise UserError(f"{source}: unsupported extension; use one of {' '.join(GIVEN)}")
-        return [source]
-    if (require(source, "corpus", "--corpus") / "run.json").is_file():
+        return _readable([source])
+    if Corpus.open(source).record:
         return sorted(source.glob(CORPUS_FILES))
     files, others = _walk(source)
     if not files:
         raise UserError(f"{source}: no file to read inside; use one of {' '.join(KINDS)}")
     if others:
         warn(f"{source}: left out {len(others)} files of other kinds ({', '.join(others[:3])})")
+    return _readable(files)
+
+
+def _readable(files: list[Path]) -> list[Path]:
+    """The files; a UserError where what reads one of them is not installed."""
+    needed = {
+        READERS[suffix]: file
+        for file in reversed(files)
+        for suffix in (file.suffix.lower(), extension_of(file))
+        if suffix in READERS
+    }
+    for package, file in needed.items():
+        require_extra(str(file), "clean", package)
     return files
 
 
@@ -118,8 +136,8 @@ def _walk(source: Path) -> tuple[list[Path], list[str]]:
     others: list[Path] = []
     for place, folders, names in os.walk(source, onerror=_refuse):
         folder = Path(place)
-        if is_saved(folder):
-            found[folder.relative_to(source)] = saved_files(folder)
+        if tables.is_saved(folder):
+            found[folder.relative_to(source)] = tables.saved_files(folder)
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -159,7 +177,7 @@ def read_file(
         UserError: naming the file and the line, byte or row.
     """
     kind = extension_of(path)
-    if is_table(path):
+    if tables.is_table(path):
         return _of_column(path, layout.key, progress, broken)
     if kind in BOOKS:
         return (Passage(number, text) for number, text in enumerate(BOOKS[kind](path, progress), 1))
@@ -178,7 +196,7 @@ def read_file(
 
 def says_encoding(path: Path) -> bool:
     """Whether a file says itself how its text is encoded."""
-    return is_table(path) or extension_of(path) in BOOKS
+    return tables.is_table(path) or extension_of(path) in BOOKS
 
 
 def guess_split(lines: Iterator[str]) -> tuple[Split, Iterator[str]]:
@@ -255,7 +273,7 @@ def _of_rows(
 
 def _fault(row: Any, key: str) -> str:
     """Why a row gives no text, and what to do."""
-    if isinstance(row, Unread):
+    if isinstance(row, tables.Unread):
         reason = f"{row.reason[:-1]}, column {row.column})" if row.column else row.reason
         return f"{reason}; mend or delete it"
     keys = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
@@ -265,11 +283,11 @@ def _fault(row: Any, key: str) -> str:
 def _of_column(
     path: Path, key: str, progress: Callable[[int], None] | None, broken: Callable[[str], None] | None
 ) -> Iterator[Passage]:
-    for number, text in enumerate(read_records(path, key, progress), 1):
+    for number, text in enumerate(tables.read_records(path, key, progress), 1):
         if isinstance(text, str):
             yield Passage(number, text)
         else:
-            held = text.reason if isinstance(text, Unread) else f"{text!r:.40}, not text"
+            held = text.reason if isinstance(text, tables.Unread) else f"{text!r:.40}, not text"
             _report(f"{path} row {number}: column {key!r} holds {held}; mend the file", broken)
 
 

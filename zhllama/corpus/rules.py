@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from zhllama.corpus.compare import without_space
+from zhllama.corpus.han import HAN, HAN_CLASS, count_han
 from zhllama.corpus.ngrams import distinct_ngrams
 
 # What no text wants: controls but \n and \t, surrogates, private use, non-characters, zero-width marks.
@@ -26,8 +28,6 @@ SPECIAL = re.compile(
     r"|(?P<bar><[|｜])(?=[^\s<>|｜]{1,40}[|｜]>)"
     r"|(?P<square>\[/?)(?=(?:INST|PAD)\])"
 )
-# In runs: a few long matches are found sooner than many short ones.
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 NOT_LETTER = re.compile(r"[\W\d_]+")
 # What UTF-8 and GBK make of each other's bytes once a converter has put replacement characters in between.
 GARBLED = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯")
@@ -41,7 +41,7 @@ ORNAMENTS = "\u203b\u2190-\u21ff\u2300-\u2bff\u3013\ufe0f\U0001f000-\U0001faff"
 ORNAMENT = re.compile(f"[{ORNAMENTS}][{ORNAMENTS}]*")
 # Words that sentences are built with and names are not, simplified and traditional.
 FUNCTION = re.compile("[的了是在不和有也就都与與及以而之其这這我你他她它们們着著把被将將从從于於對对]+")
-SENTENCE_END = re.compile(r"[。！？；…]|(?<=[\u4e00-\u9fff])[.!?;]")
+SENTENCE_END = re.compile(rf"[。！？；…]|(?<=[{HAN_CLASS}])[.!?;]")
 # Chinese characters: too few for their kinds to say anything, too few for a list, too many without an end.
 FEW, LISTED, LONGEST_SENTENCE = 20, 50, 150
 GRAM = 10
@@ -86,7 +86,7 @@ def garbled(text: str, limits: Limits) -> str | None:
         return "garbled"
     if 200 * text.count("的") >= len(text):  # most texts, seen quickly
         return None
-    chinese = covered(HAN, text)
+    chinese = count_han(text)
     rare = chinese >= FEW and covered(common(), text) < LEAST_COMMON * chinese
     return "garbled" if rare else None
 
@@ -117,7 +117,7 @@ def listing(text: str, limits: Limits) -> str | None:
     """
     if LONGEST_SENTENCE * text.count("。") >= len(text):  # most texts, seen quickly
         return None
-    chinese = covered(HAN, text)
+    chinese = count_han(text)
     if chinese < LISTED or LONGEST_SENTENCE * len(SENTENCE_END.findall(text)) >= chinese:
         return None
     return "no sentences" if covered(FUNCTION, text) < limits.min_function_words * chinese else None
@@ -145,11 +145,6 @@ def judge(text: str, limits: Limits) -> str | None:
     if not characters:
         return "empty"
     return next((reason for rule in RULES if (reason := rule(characters, limits))), None)
-
-
-def without_space(text: str) -> str:
-    """A text without white space (`str.split` takes the same characters for it as `\\s`, and is faster)."""
-    return "".join(text.split())
 
 
 def covered(what: re.Pattern[str], text: str) -> int:

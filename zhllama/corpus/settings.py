@@ -16,7 +16,7 @@ Where = Literal["local", "ray", "slurm"]
 
 @dataclass
 class Slurm:
-    """Of the jobs on a Slurm cluster; account and the like are taken from sbatch's own variables."""
+    """Jobs on a Slurm cluster; account and the like are taken from sbatch's own variables."""
 
     partition: str = ""
     """Partition (sinfo lists them); must be given."""
@@ -81,8 +81,8 @@ class CleanConfig:
     deduplicate: bool = True
     """Keep only the first of documents with the same text (white space not compared)."""
     near_duplicates: bool = True
-    """Of documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all from
-    85%) keep the one with the most letters, of equals the earliest; only where deduplicate is true."""
+    """Keep one of the documents that share most of their 5-character sequences (MinHash; half of them at 72%, nearly all
+    from 85%): the one with the most letters, of equals the earliest; only where deduplicate is true."""
     boilerplate: int = 0
     """Remove Chinese lines (6 letters or more, digits not compared) that more than so many documents hold; of lines that
     begin with a label such as 责任编辑： 来源： 上一篇： only the label is compared; 0: none; for web pages try 20."""

@@ -96,6 +96,7 @@ def _findings(measured: dict[str, Any], compared: dict[str, Any], home: Path) ->
         for name, run in (("extended", "pretrain"), ("control", "pretrain-base"))
     }
     better = [text for text in ("news", "reviews") if bits(trained, text) < bits(control, text)]
+    # An arm leads only where it does on both texts.
     winner = {0: "the unextended control arm", 1: "neither arm on both texts", 2: "the extended arm"}[
         len(better)
     ]

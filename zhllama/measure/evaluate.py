@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
-from zhllama.model.adapter import adapter_parts, load_adapter
+from zhllama.model.adapter import Parts, RunDirectory, load_adapter
 from zhllama.model.bits import measure, text_files
-from zhllama.model.merge import check_base
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import TrainableModel, load_trainable
-from zhllama.model.weights import check_block_size
 from zhllama.page import Page, bar_plot
 from zhllama.terminal import print_table
-from zhllama.tokenizer.load import load
 
 HEADER = ["text", "bits per byte", "bits per character", "loss per token", "characters per token", "bytes"]
 
@@ -26,15 +23,15 @@ class EvaluateConfig:
     """Measure bits per byte of a model, or of an adapter on its base, on any text files."""
 
     output: str
-    """New report directory."""
+    """New report directory to write."""
     text: list[str] = field(default_factory=list)
-    """name=FILE, repeatable; .txt, .jsonl or .parquet."""
+    """Text to measure as name=FILE, repeatable; .txt, .jsonl or .parquet."""
     model: str | None = None
-    """Model directory."""
+    """Model directory to measure; with --adapter its base, where that has moved."""
     adapter: str | None = None
     """Run directory of pretrain or sft, measured on its base without merging."""
     block_size: int = 512
-    """Longest context in tokens; longer documents are read in windows of this size."""
+    """The longest context in tokens; longer documents are read in windows of this size."""
     max_bytes: int = 0
     """Use whole documents from the front of each file until this many bytes; 0 uses all."""
 
@@ -57,46 +54,32 @@ def evaluate(config: EvaluateConfig) -> None:
     if not config.text:
         raise UserError("--text: give at least one name=FILE")
     texts = text_files(config.text)
-    inputs: dict[str, Path] = {f"text {name}": file for name, file in texts.items()}
-    model_dir = _model_directory(config, inputs)
-    check_block_size(config.block_size, model_dir)
+    adapter = None if config.adapter is None else RunDirectory.open(config.adapter)
+    source = ModelDirectory.open(str(config.model)) if adapter is None else adapter.base(config.model)
+    source.check_block_size(config.block_size)
+    inputs: dict[str, artifact.Input] = {f"text {name}": file for name, file in texts.items()}
+    inputs |= {"model": source} if adapter is None else {"adapter": adapter, "model": source}
     with artifact.create(config.output, "report", "evaluate", config, inputs) as run:
-        tokenizer = load(model_dir, "--model")
-        model = load_measured(model_dir, inputs.get("adapter"))
+        model = load_measured(source, adapter)
         rows = [
-            [name, *measure(model, tokenizer, file, config.block_size, config.max_bytes).values()]
+            [name, *measure(model, source.tokenizer, file, config.block_size, config.max_bytes).values()]
             for name, file in texts.items()
         ]
         report = {str(row[0]): dict(zip(HEADER[1:], row[1:], strict=True)) for row in rows}
+        # Every digit; run.json rounds to five.
         artifact.write_json(run.path / "report.json", report)
         _page(config, rows).write(run.path / "report.html")
         run.result = {name: round(float(str(values["bits per byte"])), 5) for name, values in report.items()}
     print_table(f"{config.adapter or config.model}", HEADER, rows)
 
 
-def _model_directory(config: EvaluateConfig, inputs: dict[str, Path]) -> Path:
-    """The model to load, with what is read noted in `inputs`."""
-    if config.adapter is None:
-        inputs["model"] = artifact.require(str(config.model), "model", "--model")
-        return inputs["model"]
-    adapter = inputs["adapter"] = artifact.require(config.adapter, "run", "--adapter")
-    record = artifact.read_record(adapter)
-    if "result" not in record:
-        raise UserError(f"--adapter {adapter}: no finished run inside; give the --output of pretrain or sft")
-    base = artifact.require(config.model or record["inputs"]["model"]["path"], "model", "--model")
-    check_base(adapter, record, base)
-    inputs["model"] = base
-    return base
-
-
-def load_measured(model_dir: Path, adapter: Path | None) -> TrainableModel:
+def load_measured(source: ModelDirectory, adapter: RunDirectory | None) -> TrainableModel:
     """The model as training sees it, so that the loss is the same code; without adapter nothing is added to it."""
-    dtype, device = default_dtype(), default_device()
-    if adapter is None:
-        return load_trainable(model_dir, "none", None, dtype, device)
-    embeddings, lora, full = adapter_parts(adapter)
-    model = load_trainable(model_dir, embeddings, lora, dtype, device, full)
-    load_adapter(model.trainable(), adapter)
+    # Parts() trains nothing and adds nothing: the model as it is, in the loss of training.
+    parts = Parts() if adapter is None else adapter.parts
+    model = load_trainable(source, parts, default_dtype(), default_device())
+    if adapter is not None:
+        load_adapter(model.trainable(), adapter.path)
     return model
 
 

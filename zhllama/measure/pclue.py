@@ -25,6 +25,12 @@ GROUPS = {
 HEADER = ["group", "measure", "rows", "score"]
 
 
+class Report(artifact.Opened):
+    """What a command has measured or answered."""
+
+    kind = "report"
+
+
 @dataclass
 class ScorePclueConfig:
     """Score answers to pCLUE: accuracy, exact match and F1, character ROUGE-L, and their mean."""
@@ -34,7 +40,7 @@ class ScorePclueConfig:
     references: str
     """pCLUE's JSONL with `target` and `type`, the rows in the same order."""
     output: str
-    """New report directory."""
+    """New report directory to write."""
 
 
 def score_pclue(config: ScorePclueConfig) -> None:
@@ -45,11 +51,12 @@ def score_pclue(config: ScorePclueConfig) -> None:
     """
     predictions = Path(config.predictions)
     if predictions.is_dir():
-        predictions = artifact.require(predictions, "report", "--predictions") / "answers.jsonl"
+        predictions = Report.open(predictions, "--predictions").path / "answers.jsonl"
     references = Path(config.references)
     types = f"it needs a type ({', '.join(GROUPS)}) and a target"
     wanted = parse_rows(references, "--references", _target, types)
     answers = parse_rows(predictions, "--predictions", _answer, "it needs a target or messages")
+    # Rows of pCLUE have no ids: an answer belongs to the row at its place.
     if len(answers) != len(wanted):
         raise UserError(
             f"--predictions {predictions}: {len(answers):,} answers to {len(wanted):,} rows of {references}; "
@@ -94,11 +101,9 @@ def scores(wanted: list[tuple[str, str]], answers: list[str]) -> list[list[Any]]
 
 
 def normalize(text: str) -> str:
-    """Lower case, single spaces, and the full-width comma as a comma.
-
-    The public script makes the last change in the targets alone, for models whose tokenizer makes it in their
-    answers; a right answer that keeps the comma would count as wrong.
-    """
+    """Lower case, single spaces, and the full-width comma as a comma."""
+    # The public script changes the comma in the targets alone, for models whose tokenizer changes it in their
+    # answers. A right answer that keeps the comma would count as wrong.
     return " ".join(text.replace("，", ",").lower().split())
 
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from zhllama import artifact
 from zhllama.config import UserError, parse
 from zhllama.conversation.encode import encode
@@ -25,8 +23,9 @@ from zhllama.conversation.read import in_words, read_conversations
 from zhllama.conversation.settings import InstructionSource, MixtureSettings
 from zhllama.measure.evaluate import load_measured
 from zhllama.measure.overlap import rouge_l
+from zhllama.model.adapter import RunDirectory
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import TrainableModel
-from zhllama.model.weights import read_config
 from zhllama.pack.conversations import pack_conversations
 from zhllama.page import Page, line_plot
 from zhllama.rows import parse_rows
@@ -47,7 +46,7 @@ class ScaleDataConfig:
     """Tune one model on more and more rows of the same data, and score each by task category."""
 
     model: str
-    """Model directory, its chat template inside."""
+    """Model directory to tune, its chat template inside."""
     data: list[InstructionSource]
     """Instruction files; their rows are shuffled together, and each run takes the first so many."""
     evaluation: str
@@ -65,11 +64,11 @@ class ScaleDataConfig:
     answered: int = 8
     """Questions of each task category that are answered, for ROUGE-L; 0 for none."""
     max_new_tokens: int = 256
-    """Longest answer in tokens."""
+    """The longest answer, in tokens."""
     block_size: int = 1024
-    """Longest question and reference answer in tokens; longer ones are left out and counted."""
+    """The longest question and reference answer together, in tokens; longer ones are left out and counted."""
     seed: int = 0
-    """Of the shuffling and of the choice of questions."""
+    """The seed that decides the order of the rows and which questions are asked."""
 
     def __post_init__(self) -> None:
         """Refuse a series that shows nothing."""
@@ -87,31 +86,33 @@ def scale_data(config: ScaleDataConfig) -> None:
         UserError: too few rows, an evaluation file of another shape or longer than block_size, a recipe that sft
             refuses.
     """
-    model_dir = artifact.require(config.model, "model", "--model")
+    source = ModelDirectory.open(config.model)
     questions = read_questions(Path(config.evaluation))
     rows = shuffled_rows(config)
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
-    chosen = by_task(questions, tokenizer, config)
+    chosen = by_task(questions, source.chat_tokenizer, config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     runs = {count: output / f"rows-{count}" for count in config.rows}
     planned = []
     for count, run in runs.items():  # all are parsed before the first starts
         file = run.with_suffix(".jsonl")
+        # A file for each run, so that the run's record names its rows by fingerprint.
         lines = [json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in rows[:count]]
         file.write_text("".join(lines), encoding="utf-8")
         paths = ["--model", config.model, "--data", json.dumps([{"file": str(file)}]), "--output", str(run)]
         more = [f"--{flag}" for flag in config.flags]
         planned.append((run, ["--config", config.recipe, *paths, *more]))
     for run, arguments in planned:
+        # A finished run is not trained again: a series takes hours.
         if "result" not in artifact.read_record(run):
             say(f"\n$ zhllama sft {' '.join(arguments)}")
+            # As the command would, so that recipes, defaults and refusals are its own.
             sft(parse("sft", SftConfig, arguments))
-    inputs: dict[str, str | Path] = {"model": model_dir, "evaluation": config.evaluation}
-    with artifact.create(
-        output / "report", "report", "scale-data", config, {**inputs, **_named(runs)}
-    ) as report:
-        losses, overlaps = _score(config, model_dir, runs, chosen, tokenizer)
+    adapters = {count: RunDirectory.open(run) for count, run in runs.items()}
+    inputs: dict[str, artifact.Input] = {"model": source, "evaluation": config.evaluation}
+    inputs |= {run.path.name: run for run in adapters.values()}
+    with artifact.create(output / "report", "report", "scale-data", config, inputs) as report:
+        losses, overlaps = _score(config, source, adapters, chosen)
         tables = {"bits per character": table(losses), "ROUGE-L": table(overlaps)}
         artifact.write_json(report.path / "report.json", tables)
         _page(tables).write(report.path / "report.html")
@@ -119,10 +120,6 @@ def scale_data(config: ScaleDataConfig) -> None:
     for name, one in tables.items():
         if one["rows"]:
             print_table(name, one["header"], one["rows"])
-
-
-def _named(runs: dict[int, Path]) -> dict[str, Path]:
-    return {run.name: run for run in runs.values()}
 
 
 def read_questions(file: Path) -> list[Question]:
@@ -151,6 +148,7 @@ def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
     """All conversations in an order that the seed decides, but for repeats and what the evaluation asks."""
     settings = MixtureSettings(evaluation=[config.evaluation])
     files = [read_conversations(source.checked(), source.format) for source in config.data]
+    # What is asked must not be learnt. Before the shuffle, so that every run loses the same rows.
     remove_evaluation(files, settings)
     remove_duplicates(files, settings.similarity)
     for source, file in zip(config.data, files, strict=True):
@@ -161,6 +159,7 @@ def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
         raise UserError(
             f"rows {config.rows[-1]}: the data has only {len(kept):,}; ask for fewer, or give more data"
         )
+    # One order for all: the rows of a shorter run are among those of every longer one.
     random.Random(config.seed).shuffle(kept)
     return kept
 
@@ -185,44 +184,46 @@ def by_task(questions: list[Question], tokenizer: Any, config: ScaleDataConfig) 
                 f"evaluation {config.evaluation}: no question of {task!r} fits into block_size {config.block_size}; "
                 "raise it, or take that class out of the file"
             )
+    # [:None] is all of them.
     return {task: tasks[task][: config.questions or None] for task in sorted(tasks)}
 
 
 def _score(
-    config: ScaleDataConfig, model_dir: Path, runs: dict[int, Path], chosen: Chosen, tokenizer: Any
+    config: ScaleDataConfig, source: ModelDirectory, runs: dict[int, RunDirectory], chosen: Chosen
 ) -> tuple[Scores, Scores]:
     """Bits per character of the reference answers, and ROUGE-L of answers to them, for each number of rows."""
     losses: Scores = {task: {} for task in chosen}
     overlaps: Scores = {task: {} for task in chosen} if config.answered else {}
     for count, adapter in {0: None, **runs}.items():
-        model = load_measured(model_dir, adapter)
+        model = load_measured(source, adapter)
         for task, rows in track(list(chosen.items()), f"scoring {count:,} rows"):
-            losses[task][count] = _bits_per_character(model, rows, tokenizer, config.block_size)
+            losses[task][count] = _bits_per_character(model, rows, source, config.block_size)
             if config.answered:
-                overlaps[task][count] = _overlap(model, rows[: config.answered], tokenizer, config)
+                overlaps[task][count] = _overlap(model, rows[: config.answered], source, config)
     return losses, overlaps
 
 
 def _bits_per_character(
-    model: TrainableModel, rows: list[list[Message]], tokenizer: Any, block_size: int
+    model: TrainableModel, rows: list[list[Message]], source: ModelDirectory, block_size: int
 ) -> float:
     """What the reference answers cost, their EOS included, by characters of the answers."""
+    tokenizer = source.chat_tokenizer
     samples = [encode(row, tokenizer) for row in rows]
     blocks = pack_conversations(samples, block_size, tokenizer.eos_token_id)
     with speaking(model):
+        # A mean by reply token, times the tokens: what the answers cost together.
         nats = token_loss(model, blocks) * sum(sum(learnt) for _, learnt in samples)
+    # Characters of the references are the same whatever the vocabulary.
     return nats / math.log(2) / sum(len(row[1]["content"]) for row in rows)
 
 
 def _overlap(
-    model: TrainableModel, rows: list[list[Message]], tokenizer: Any, config: ScaleDataConfig
+    model: TrainableModel, rows: list[list[Message]], source: ModelDirectory, config: ScaleDataConfig
 ) -> float:
     """Mean ROUGE-L over characters of the likeliest answers with the references."""
+    tokenizer, positions = source.chat_tokenizer, source.positions
     prompts = [first_prompt(encode(row, tokenizer)) for row in rows]
-    positions, ends = (
-        int(read_config(Path(config.model))["max_position_embeddings"]),
-        end_ids(model.base, tokenizer),
-    )
+    ends = end_ids(model.base, tokenizer)
     found = []
     for places in batches(prompts, 8, config.max_new_tokens, positions):
         most = room(prompts[places[0]], config.max_new_tokens, positions)

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from zhllama import artifact
+from zhllama.artifact import Opened, check_same
 from zhllama.config import UserError
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.prompt_tuning import (
     ADAPTION_KEY,
     PREFIX_KEY,
@@ -20,7 +22,6 @@ from zhllama.model.prompt_tuning import (
     PrefixSettings,
     prompt_config,
 )
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY
 
 Embeddings = Literal["new", "all", "none"]
 Body = Literal["lora", "full", "prefix", "adaption", "none"]
@@ -37,18 +38,19 @@ ROWS_KEY = "token_adapter.trainable_tokens_delta"  # peft's name for rows given 
 class LoraSettings:
     """Low-rank adaptation of the linear layers (Hu et al., arXiv 2106.09685)."""
 
+    # Rank, scale and targets are those of Chinese-LLaMA-2's pretraining.
     rank: int = 64
-    """Rank of A and B."""
+    """The rank of LoRA's two matrices, A and B."""
     alpha: int = 128
-    """The update is scaled by alpha / rank."""
+    """LoRA's update, B @ A, is scaled by alpha / rank."""
     dropout: float = 0.0
-    """Dropout before A."""
+    """Dropout on LoRA's input while training."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
-    """Names of the linear layers that get an adapter."""
+    """The linear layers that get LoRA, by their names."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank), which keeps high ranks learning (rsLoRA, arXiv 2312.03732)."""
+    """Scale the update by alpha / sqrt(rank) instead, which keeps high ranks learning (rsLoRA, arXiv 2312.03732)."""
     dora: bool = False
     """Train each output's norm beside its direction (DoRA, arXiv 2402.09353); slower by about a half."""
 
@@ -68,6 +70,80 @@ class LoraSettings:
 
 
 Method = LoraSettings | PrefixSettings | AdaptionSettings  # what may be added to a model whose weights stay
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a model trains, or what a run has trained of it."""
+
+    embeddings: Embeddings = "none"
+    method: Method | None = None
+    """What is added to the layers, whose own weights then stay."""
+    full: bool = False
+    """The layers' own weights train."""
+    quantise: bool = False
+    """The frozen layers are held in 4 bits."""
+
+    @property
+    def body(self) -> Body:
+        """The setting of this name that asks for these parts."""
+        if self.full:
+            return "full"
+        bodies: dict[type, Body] = {
+            LoraSettings: "lora",
+            PrefixSettings: "prefix",
+            AdaptionSettings: "adaption",
+        }
+        return bodies.get(type(self.method), "none")
+
+
+class RunDirectory(Opened):
+    """What a finished run of pretrain or sft trained, and on which model."""
+
+    kind = "run"
+
+    @classmethod
+    def open(cls, source: str | Path, flag: str = "--adapter") -> Self:
+        """Look up a run directory; raises UserError where no finished adapter is inside."""
+        run = super().open(source, flag)
+        if not run.result or not run.weights.is_file():
+            raise UserError(f"{flag} {run}: no finished adapter inside; give the --output of pretrain or sft")
+        return run
+
+    @property
+    def weights(self) -> Path:
+        """The file of all that was trained."""
+        return self.path / ADAPTER_WEIGHTS
+
+    @property
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """Path and fingerprint of what the run read, by setting."""
+        return dict(self.record["inputs"])
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What the run has trained, by the saved files."""
+        return saved_parts(self.path)
+
+    def base(self, given: str | None = None) -> ModelDirectory:
+        """The model that the run was trained on: where it was, or `given` where it has moved since.
+
+        Raises:
+            UserError: there is none, or it is not that model byte for byte.
+        """
+        model = ModelDirectory.open(given or self.inputs["model"]["path"])
+        self.check_base(model)
+        return model
+
+    def check_base(self, model: ModelDirectory) -> None:
+        """Raise UserError unless `model` is byte for byte the one that the run was trained on."""
+        check_same(
+            f"the base of --adapter {self}",
+            self.inputs["model"]["fingerprint"],
+            f"--model {model}",
+            model.fingerprint,
+            f"give the model it was trained on ({self.inputs['model']['path']})",
+        )
 
 
 def lora_config(lora: LoraSettings | None) -> Any:
@@ -90,6 +166,7 @@ def lora_config(lora: LoraSettings | None) -> Any:
 
 def adapter_key(name: str) -> str:
     """peft's key of a trainable parameter named as in the base model."""
+    # peft names an adapter `default` in the names of parameters, and leaves that out of saved keys.
     name = name.removeprefix("base.").replace(".default.", ".")
     if name.endswith(PREFIX_KEY):
         return PREFIX_KEY
@@ -102,11 +179,9 @@ def parameter_count(parameter: Tensor) -> int:
 
 
 def gathered_state(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:
-    """Float32 copies on the CPU, empty without `keep`; under ZeRO-3 every rank must call it.
-
-    One parameter at a time is made whole: all together would not fit the GPUs that ZeRO-3 is for.
-    """
+    """Float32 copies on the CPU, empty without `keep`; under ZeRO-3 every rank must call it."""
     state: dict[str, Tensor] = {}
+    # Made whole one at a time: all together would not fit the GPUs that ZeRO-3 is for.
     for key, parameter in parameters.items():
         with gathered([parameter]):
             if keep:
@@ -128,7 +203,12 @@ def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> Abstrac
 
 
 def save_adapter(
-    path: Path, state: dict[str, Tensor], method: Method | None, base: Path, config: Any, new_rows: int
+    path: Path,
+    state: dict[str, Tensor],
+    method: Method | None,
+    base: ModelDirectory,
+    config: Any,
+    new_rows: int,
 ) -> None:
     """Write what `gathered_state` gave; `adapter_config.json` makes it peft's, except where layers trained in full."""
     from safetensors.torch import save_file
@@ -143,10 +223,12 @@ def save_adapter(
         peft_config.inference_mode = True
         if new_rows:
             indices = list(range(config.vocab_size - new_rows, config.vocab_size))
+            # A list is of the input embedding, to which peft ties the output; two matrices are named.
             peft_config.trainable_token_indices = (
                 indices if config.tie_word_embeddings else {"embed_tokens": indices, "lm_head": indices}
             )
         elif ENDS[0] in state:
+            # peft unties what it saves in full, and would keep the base's output without a copy.
             peft_config.modules_to_save = ["embed_tokens", "lm_head"]
             state = {ENDS[1]: state[ENDS[0]].clone()} | state
         peft_config.save_pretrained(str(path))
@@ -159,30 +241,32 @@ def load_adapter(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
 
     state = load_file(path / ADAPTER_WEIGHTS)
     for key, parameter in parameters.items():
+        # Every rank reads the file; on leaving, ZeRO-3 shares out the first one's copy.
         with gathered([parameter], write=True):
             if key not in state or state[key].shape != parameter.shape:
                 raise UserError(f"{path}: the adapter has no tensor {key} of shape {tuple(parameter.shape)}")
             parameter.data.copy_(state[key])
 
 
-def adapter_parts(path: Path) -> tuple[Embeddings, Method | None, bool]:
-    """Which embedding rows a saved adapter holds, the settings of what it adds, whether it holds the layers in full."""
+def saved_parts(path: Path) -> Parts:
+    """Which parts a directory with a saved adapter holds, and the settings of what it adds."""
     from safetensors import safe_open
 
     with safe_open(path / ADAPTER_WEIGHTS, "pt") as stored:
         keys = set(stored.keys())
     embeddings: Embeddings = "new" if any(ROWS_KEY in key for key in keys) else "none"
+    # Only a matrix that trained in full has the plain key.
     if ENDS[0] in keys:
         embeddings = "all"
     if holds_layers(keys):
-        return embeddings, None, True
+        return Parts(embeddings, full=True)
     content = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if content["peft_type"] == "PREFIX_TUNING":
-        return embeddings, PrefixSettings(content["num_virtual_tokens"]), False
+        return Parts(embeddings, PrefixSettings(content["num_virtual_tokens"]))
     if content["peft_type"] == "ADAPTION_PROMPT":
-        return embeddings, AdaptionSettings(content["adapter_len"], content["adapter_layers"]), False
+        return Parts(embeddings, AdaptionSettings(content["adapter_len"], content["adapter_layers"]))
     if isinstance(content["target_modules"], str):  # peft's word for no module at all
-        return embeddings, None, False
+        return Parts(embeddings)
     lora = LoraSettings(
         content["r"],
         content["lora_alpha"],
@@ -191,15 +275,7 @@ def adapter_parts(path: Path) -> tuple[Embeddings, Method | None, bool]:
         content["use_rslora"],
         content["use_dora"],
     )
-    return embeddings, lora, False
-
-
-def finished_run(given: str) -> Path:
-    """The run directory behind --adapter, which holds what a finished run trained."""
-    run = artifact.require(given, "run", "--adapter")
-    if "result" not in artifact.read_record(run) or not (run / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"--adapter {run}: no finished adapter inside; give the --output of pretrain or sft")
-    return run
+    return Parts(embeddings, lora)
 
 
 def part_of(key: str) -> Part:

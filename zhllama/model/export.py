@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from zhllama import artifact
-from zhllama.model.weights import copy_tokenizer, read_config, rewrite
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.weights import copy_tokenizer, rewrite
 from zhllama.terminal import say
 
 
@@ -21,9 +22,9 @@ class ExportConfig:
     model: str
     """Model directory, for example what merge-adapter wrote."""
     output: str
-    """New directory."""
+    """New model directory to write."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the weights; serving in 16 bits is the field's habit."""
+    """The precision to write weights in; serving in 16 bits is the field's habit."""
 
 
 def export(config: ExportConfig) -> None:
@@ -32,14 +33,15 @@ def export(config: ExportConfig) -> None:
     Raises:
         UserError: no model there, or weights other than safetensors.
     """
-    source = artifact.require(config.model, "model", "--model")
-    settings = read_config(source)
+    source = ModelDirectory.open(config.model)
+    settings = dict(source.config)
     settings.pop("torch_dtype", None)  # what transformers called it before dtype
     dtype: torch.dtype = getattr(torch, config.dtype)
     with artifact.create(config.output, "model", "export", config, {"model": source}) as run:
         rewrite(
             source,
             run.path,
+            # Whole numbers stay whole: buffers such as positions have no precision to choose.
             lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
             "exporting",
         )
@@ -47,8 +49,8 @@ def export(config: ExportConfig) -> None:
         (run.path / "config.json").write_text(
             json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8"
         )
-        if (source / "generation_config.json").is_file():
-            shutil.copyfile(source / "generation_config.json", run.path / "generation_config.json")
-        copy_tokenizer(source, run.path)
-        run.result = {"dtype": config.dtype, "base": artifact.fingerprint(source)}
+        if (source.path / "generation_config.json").is_file():
+            shutil.copyfile(source.path / "generation_config.json", run.path / "generation_config.json")
+        copy_tokenizer(source.path, run.path)
+        run.result = {"dtype": config.dtype, "base": source.fingerprint}
     say(f"{run.path}: {config.dtype} weights, tokenizer and chat template")

@@ -6,7 +6,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,26 +13,12 @@ from torch import Tensor
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.model.adapter import (
-    ADAPTER_WEIGHTS,
-    PREFIX,
-    ROWS_KEY,
-    LoraSettings,
-    adapter_parts,
-    finished_run,
-)
-from zhllama.model.weights import (
-    INPUT_KEY,
-    OUTPUT_KEY,
-    copy_tokenizer,
-    find_tensor,
-    load_model,
-    read_config,
-    read_tensor,
-    rewrite,
-)
+from zhllama.model.adapter import PREFIX, ROWS_KEY, LoraSettings, RunDirectory
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
+from zhllama.model.weights import copy_tokenizer, load_model, read_tensor, rewrite
 from zhllama.terminal import say, warn
 
+# Tokens of the base and new ones, digits, and a newline.
 PROMPTS = ("今天天气很好，我们去公园。", "The capital of China is", "1 + 1 = 2\n")
 # Mean total variation between the two next-token distributions; above it something is wrong, not rounded.
 # Merged weights are rounded once more when they are cast back, and bfloat16 keeps 8 bits.
@@ -48,9 +33,9 @@ class MergeAdapterConfig:
     adapter: list[str]
     """Run directory of pretrain or sft, the first of which names the base; repeatable, in the order of training."""
     output: str
-    """New model directory."""
+    """New model directory to write."""
     model: str | None = None
-    """The base, where it has moved since the first run."""
+    """Model directory of the base, where it has moved since the first run."""
     verify: bool = True
     """Compare logits of adapters-on-base and merged on fixed prompts before finishing (loads the model twice)."""
 
@@ -67,10 +52,7 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
     if not config.adapter:
         raise UserError("--adapter: give at least one run directory of pretrain or sft")
     runs = [_mergeable(given) for given in config.adapter]
-    record = artifact.read_record(runs[0])
-    first = record["inputs"]["model"]
-    base = artifact.require(config.model or first["path"], "model", "--model")
-    check_base(runs[0], record, base)
+    base = runs[0].base(config.model)
     adding = [late for place, late in enumerate(runs) if place and _adds(late, runs[:place], base)]
     for late in adding:
         warn(
@@ -81,38 +63,28 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
     with artifact.create(config.output, "model", "merge-adapter", config, inputs) as run:
         rewrite(base, run.path, fold_all(runs, base), "merging")
         for name in ("config.json", "generation_config.json"):
-            if (base / name).is_file():
-                shutil.copyfile(base / name, run.path / name)
-        copy_tokenizer(base, run.path)
-        difference = _difference(runs, base, run.path) if config.verify else None
-        kept = {key: value for key, value in _result(base).items() if key in ("first_new", "rows")}
-        run.result = {**kept, "base": first["fingerprint"], "difference": difference}
+            if (base.path / name).is_file():
+                shutil.copyfile(base.path / name, run.path / name)
+        copy_tokenizer(base.path, run.path)
+        # While the directory is unfinished: where the predictions differ, `create` removes it.
+        merged = ModelDirectory.unfinished(run.path)
+        difference = _difference(runs, base, merged) if config.verify else None
+        # Where the new rows begin: the merged model may be trained on, and merged into, again.
+        kept = {key: value for key, value in base.result.items() if key in ("first_new", "rows")}
+        run.result = {**kept, "base": base.fingerprint, "difference": difference}
     checked = "not compared" if difference is None else f"predictions differ by {difference:.1e} of 1"
     say(f"{run.path}: {_listed(runs)} merged into {base}; {checked}")
 
 
-def check_base(adapter: Path, record: dict[str, Any], base: Path) -> None:
-    """Raise UserError unless `base` is byte for byte the model the adapter was trained on."""
-    artifact.check_same(
-        f"the base of --adapter {adapter}",
-        record["inputs"]["model"]["fingerprint"],
-        f"--model {base}",
-        artifact.fingerprint(base),
-        f"give the model it was trained on ({record['inputs']['model']['path']})",
-    )
-
-
-def open_adapter(given: str, base: Path, model: Any) -> Any:
+def open_adapter(run: RunDirectory, model: Any) -> Any:
     """The loaded base with the adapter of a finished run on it, as peft opens it.
 
     Raises:
-        UserError: an unfinished run, one on another base, or one that trained the layers in full.
+        UserError: a run that trained the layers in full.
     """
     from peft import PeftModel
 
-    run = finished_run(given)
-    check_base(run, artifact.read_record(run), base)
-    if adapter_parts(run)[2]:
+    if run.parts.full:
         raise UserError(
             f"--adapter {run}: it trained the layers in full, which is a model of its own; run zhllama merge-adapter"
         )
@@ -121,10 +93,10 @@ def open_adapter(given: str, base: Path, model: Any) -> Any:
         return PeftModel.from_pretrained(model, str(run))
 
 
-def _mergeable(given: str) -> Path:
+def _mergeable(given: str) -> RunDirectory:
     """The run directory behind --adapter, of which a merged model can be made."""
-    run = finished_run(given)
-    method = adapter_parts(run)[1]
+    run = RunDirectory.open(given)
+    method = run.parts.method
     if method is not None and not isinstance(method, LoraSettings):
         raise UserError(
             f"--adapter {run}: a trained prompt ({type(method).__name__.removesuffix('Settings').lower()}) changes no "
@@ -134,18 +106,19 @@ def _mergeable(given: str) -> Path:
     return run
 
 
-def _adds(run: Path, before: Sequence[Path], base: Path) -> bool:
+def _adds(run: RunDirectory, before: Sequence[RunDirectory], base: ModelDirectory) -> bool:
     """Whether a run was trained on `base` itself; a UserError unless on it or on it with all of `before` merged."""
-    if artifact.fingerprint(run) in map(artifact.fingerprint, before):
+    merged_before = [earlier.fingerprint for earlier in before]
+    if run.fingerprint in merged_before:
         raise UserError(f"--adapter {run}: given twice; give each run once")
-    inputs = artifact.read_record(run)["inputs"]
-    if "adapter" in inputs:
+    if "adapter" in run.inputs:
         raise UserError(
-            f"--adapter {run}: it continues {inputs['adapter']['path']} and holds what that has trained; give it alone"
+            f"--adapter {run}: it continues {run.inputs['adapter']['path']} and holds what that has trained; give it "
+            "alone"
         )
-    origin = inputs["model"]
-    merged = _merged_into(origin, artifact.fingerprint(base))
-    if merged not in ([], [artifact.fingerprint(path) for path in before]):
+    origin = run.inputs["model"]
+    merged = _merged_into(origin, base.fingerprint)
+    if merged not in ([], merged_before):
         raise UserError(
             f"--adapter {run}: it was trained on {origin['path']}, which is neither {base} nor, by its run.json, "
             f"{_listed(before)} merged into that; give the runs in the order of training, or merge one at a time"
@@ -156,15 +129,16 @@ def _adds(run: Path, before: Sequence[Path], base: Path) -> bool:
 def _merged_into(model: dict[str, str], base: str) -> list[str] | None:
     """Fingerprints of the runs that merge-adapter folded into `base`, in order, to make a model; None if it did not.
 
-    Only `run.json` files are read, so the model's weights may be gone. Fingerprints are not computed again by merging:
-    another machine rounds matrix products otherwise.
+    Only `run.json` files are read, so the model's weights may be gone.
 
     Args:
         model: path and fingerprint, as a run's record names its input.
     """
     if model["fingerprint"] == base:
         return []
+    # By records, not by merging again and comparing: another machine rounds matrix products otherwise.
     record = artifact.read_record(model["path"])
+    # The directory may have been written anew since: its record vouches only for what it holds now.
     made = record.get("result", {}).get("fingerprint") == model["fingerprint"]
     if not made or record["command"] != "merge-adapter":
         return None
@@ -173,7 +147,7 @@ def _merged_into(model: dict[str, str], base: str) -> list[str] | None:
     return None if before is None else before + [run["fingerprint"] for run in inputs.values()]
 
 
-def fold_all(runs: Sequence[Path], base: Path) -> Change:
+def fold_all(runs: Sequence[RunDirectory], base: ModelDirectory) -> Change:
     """A function `(name, tensor) -> tensor` that folds runs one after another, each result in the stored dtype."""
     changes = [fold(run, base) for run in runs]
 
@@ -185,32 +159,34 @@ def fold_all(runs: Sequence[Path], base: Path) -> Change:
     return folded
 
 
-def fold(run: Path, base: Path) -> Change:
+def fold(run: RunDirectory, base: ModelDirectory) -> Change:
     """What a run makes of each tensor of its base: W plus the scaled B @ A in float32, cast back last; trained rows.
 
     DoRA then gives each row of W the norm that it has trained. The adapter is read tensor by tensor, as it is asked for.
     """
     from safetensors import safe_open
 
-    file = run / ADAPTER_WEIGHTS
+    file, lora, tied = run.weights, run.parts.method, base.tied
     with safe_open(file, framework="pt") as state:
         keys = set(state.keys())
-    _, lora, _ = adapter_parts(run)
-    tied = bool(read_config(base).get("tie_word_embeddings", False))
 
     def folded(name: str, tensor: Tensor) -> Tensor:
         module = PREFIX + name.removesuffix(".weight")
         if f"{module}.lora_A.weight" in keys:
             assert isinstance(lora, LoraSettings)
             down, up = (read_tensor(file, f"{module}.lora_{part}.weight") for part in "AB")
+            # Summed in float32 and rounded once: an update is often smaller than a step of bfloat16.
             whole = tensor.float() + lora.scale * (up @ down)
             if lora.dora:
+                # DoRA: m (W + s B A) x / |W + s B A|, norms taken row by row, m trained.
                 norms = read_tensor(file, f"{module}.lora_magnitude_vector.weight")
                 whole *= (norms / whole.norm(dim=1))[:, None]
             return whole.to(tensor.dtype)
         if name in (INPUT_KEY, OUTPUT_KEY):
+            # A tied checkpoint may store its matrix twice; both copies get what the input has learnt.
             source = PREFIX + (INPUT_KEY if tied else name).removesuffix(".weight")
             if f"{source}.{ROWS_KEY}" in keys:
+                # The last rows are the new ones; those before them are copied bit for bit.
                 rows = read_tensor(file, f"{source}.{ROWS_KEY}")
                 return torch.cat([tensor[: -len(rows)], rows.to(tensor.dtype)])
             module = source
@@ -221,20 +197,12 @@ def fold(run: Path, base: Path) -> Change:
     return folded
 
 
-def _result(directory: Path) -> dict[str, Any]:
-    result: dict[str, Any] = artifact.read_record(directory).get("result", {})
-    return result
-
-
-def _listed(runs: Sequence[Path]) -> str:
+def _listed(runs: Sequence[RunDirectory]) -> str:
     return " and ".join(map(str, runs))
 
 
-def _difference(runs: Sequence[Path], base: Path, merged: Path) -> float:
+def _difference(runs: Sequence[RunDirectory], base: ModelDirectory, merged: ModelDirectory) -> float:
     """Mean total variation of next-token probabilities over fixed prompts, 0 to 1, computed in float32.
-
-    Against the base with the last adapter open on it; those before it are merged by peft, not by us.
-    Layers that trained in full are put into the loaded base; peft has no part in them.
 
     Raises:
         UserError: more than rounding to the stored dtype explains.
@@ -243,10 +211,11 @@ def _difference(runs: Sequence[Path], base: Path, merged: Path) -> float:
 
     tokenizer = AutoTokenizer.from_pretrained(str(base))
     inputs = [torch.tensor([tokenizer(prompt)["input_ids"]]) for prompt in PROMPTS]
-    with find_tensor(merged, INPUT_KEY) as rows:  # config.json may name another dtype
+    with merged.tensor(INPUT_KEY) as rows:  # config.json may name another dtype
         tolerance = TOLERANCE[rows[:1].dtype]
     ours = _predictions(load_model(merged, torch.float32), inputs)
     theirs = _predictions(_opened(runs, base), inputs)
+    # Total variation: half of the sum of absolute differences of two distributions, from 0 to 1.
     apart = [(a - b).abs().sum(-1).mean().item() / 2 for a, b in zip(ours, theirs, strict=True)]
     mean = float(sum(apart) / len(apart))
     if mean > tolerance:
@@ -256,7 +225,7 @@ def _difference(runs: Sequence[Path], base: Path, merged: Path) -> float:
     return mean
 
 
-def _opened(runs: Sequence[Path], base: Path) -> Any:
+def _opened(runs: Sequence[RunDirectory], base: ModelDirectory) -> Any:
     """The base in float32 with the adapters as peft opens them, the last one unmerged."""
     from peft import PeftModel
 
@@ -265,15 +234,18 @@ def _opened(runs: Sequence[Path], base: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft unties a matrix that was trained in full
         for run in runs:
-            if adapter_parts(run)[2]:
+            # peft knows no layers that trained in full: they are put into the loaded base.
+            if run.parts.full:
                 change = fold(run, base)
                 model.load_state_dict(
                     {name: change(name, value) for name, value in model.state_dict().items()}
                 )
                 continue
             model = PeftModel.from_pretrained(model, str(run))
+            # Only the last one stays open; those before it are merged by peft, which is to vouch for them.
             if run != runs[-1]:
                 model = model.merge_and_unload()
+                # peft unties the config, as the ends have a matrix each; the next adapter trained on one.
                 model.config.tie_word_embeddings = tied
                 model.tie_weights()
         return model

@@ -7,7 +7,7 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,13 @@ from torch import Tensor
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
+from zhllama.model.adapter import Parts
 from zhllama.model.bits import measure, passages, text_files
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.trainable import load_trainable
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, copy_tokenizer, find_tensor, read_config, rewrite
+from zhllama.model.weights import copy_tokenizer, rewrite
 from zhllama.terminal import print_table, say, warn
-from zhllama.tokenizer.load import Loaded, load
+from zhllama.tokenizer.load import Loaded, TokenizerDirectory, load_opened
 
 Initialisation = Literal["mean", "length", "first", "last", "global", "random"]
 BLOCK_SIZE = 512  # longest context of the measurement, as evaluate's default
@@ -31,12 +33,14 @@ HEADER = ["bits per byte", "base", "resized"]
 class InitSettings:
     """Where new rows start; see FVT (arXiv 2402.14714's baseline) for the sub-token mean."""
 
+    # Defaults by benchmarks/results/probe.md, after 50 steps on an untied model: means in the input end 0.161
+    # bits per byte below lengths, lengths in the output 0.029 below means.
     input: Initialisation = "mean"
-    """Input rows: mean, length-weighted, first or last of the base's sub-token rows, global mean, or random."""
+    """Start input rows as the mean, length-weighted mean, first or last of sub-tokens' rows, global mean or random."""
     output: Initialisation = "length"
-    """Output rows of an untied model; tied models have only input rows."""
+    """The same choice for the output rows of an untied model; a tied model has only input rows."""
     noise: float = 0.01
-    """Seeded noise as a share of the matrix's standard deviation: plain means leave exact duplicates."""
+    """Add seeded noise, a share of the matrix's standard deviation: plain means leave exact duplicates."""
 
 
 @dataclass
@@ -48,14 +52,14 @@ class ResizeConfig:
     tokenizer: str
     """Directory that merge-tokenizer wrote from that model's tokenizer."""
     output: str
-    """New model directory."""
+    """New model directory to write."""
     init: InitSettings = field(default_factory=InitSettings)
     seed: int = 0
-    """Of the noise and of random rows."""
+    """The seed that decides the noise and the random rows."""
     measure: bool = True
-    """Bits per byte before and after: holds the whole model, twice in turn; without it one shard and the embedding."""
+    """Measure bits per byte before and after: holds the whole model, twice in turn; else one shard and the embedding."""
     text: list[str] = field(default_factory=list)
-    """name=FILE to measure, repeatable; without any, a short passage each of Chinese and English."""
+    """Text to measure as name=FILE, repeatable; without any, a short passage each of Chinese and English."""
     max_bytes: int = 20_000
     """Measure whole documents from the front of each text until this many bytes; 0 measures all."""
 
@@ -69,50 +73,49 @@ def resize_embeddings(config: ResizeConfig) -> None:
         UserError: no safetensors, a tokenizer merged from another base, one that is no merge at all, a text that is
             not there.
     """
-    source = artifact.require(config.model, "model", "--model")
-    tokenizer_dir = artifact.require(config.tokenizer, "tokenizer", "--tokenizer")
-    merged = merge_result(source, tokenizer_dir)
-    model_config = read_config(source)
-    texts = text_files(config.text)
-    inputs = {"model": source, "tokenizer": tokenizer_dir, **{f"text {name}": f for name, f in texts.items()}}
+    source = ModelDirectory.open(config.model)
+    new = open_merged(config.tokenizer, source)
+    texts, tied = text_files(config.text), source.tied
+    inputs: dict[str, artifact.Input] = {"model": source, "tokenizer": new.opened}
+    inputs |= {f"text {name}": file for name, file in texts.items()}
     with artifact.create(config.output, "model", "resize-embeddings", config, inputs) as run:
-        base, new = load(source, "--model"), load(tokenizer_dir, "--tokenizer")
-        rows = int(merged["rows"])
-        tied = bool(model_config.get("tie_word_embeddings", False))
-        first = first_new_row(source, merged, tied)
-        parts = sub_tokens(base, new, first, rows)
+        rows, first = int(new.opened.result["rows"]), first_new_row(source, new)
+        parts = sub_tokens(source.tokenizer, new, first, rows)
 
         def grow(name: str, tensor: Tensor) -> Tensor:
+            # Nothing else has a row for each token.
             if name not in (INPUT_KEY, OUTPUT_KEY):
                 return tensor
             output = name == OUTPUT_KEY and not tied  # a tied model's file may hold the matrix twice
+            # A base may have more rows than tokens; new tokens take these before any row is added.
             fresh = initial_rows(tensor[:first], parts, config.init, config.seed, output)
             return torch.cat([tensor[:first], fresh])
 
         rewrite(source, run.path, grow, "resizing")
-        copy_tokenizer(tokenizer_dir, run.path)
-        _write_configs(source, run.path, model_config, new, rows)
-        run.result = {"first_new": first, "rows": rows, "base": artifact.fingerprint(source)}
+        copy_tokenizer(new.directory, run.path)
+        _write_configs(source, run.path, new, rows)
+        run.result = {"first_new": first, "rows": rows, "base": source.fingerprint}
         if config.measure:
-            run.result["measured"] = _compare(config, texts or passages(), (source, base), (run.path, new))
+            resized = ModelDirectory.unfinished(run.path)
+            run.result["measured"] = _compare(config, texts or passages(), source, resized)
     how = config.init.input if tied else f"input {config.init.input}, output {config.init.output}"
     say(f"{run.path}: {rows:,} rows, {rows - first:,} of them new ({how})")
 
 
-def merge_result(source: Path, tokenizer_dir: Path) -> dict[str, Any]:
-    """What merge-tokenizer recorded of a tokenizer; raises UserError unless it was merged from this base."""
-    merged: dict[str, Any] = artifact.read_record(tokenizer_dir).get("result", {})
-    if "first_new" not in merged:
-        raise UserError(f"--tokenizer {tokenizer_dir}: not made by merge-tokenizer; run that first")
-    _check_base(source, tokenizer_dir, merged["base_tokenizer_fingerprint"])
-    return merged
+def open_merged(given: str, base: ModelDirectory) -> Loaded:
+    """The tokenizer behind --tokenizer; raises UserError unless merge-tokenizer merged it from this base's."""
+    opened = TokenizerDirectory.open(given)
+    if "first_new" not in opened.result:
+        raise UserError(f"--tokenizer {opened}: not made by merge-tokenizer; run that first")
+    _check_base(base, opened)
+    return load_opened(opened)
 
 
-def first_new_row(source: Path, merged: dict[str, Any], tied: bool) -> int:
+def first_new_row(source: ModelDirectory, new: Loaded) -> int:
     """The first row to initialise; raises UserError for a checkpoint without embedding or output matrix."""
-    first = int(merged["first_new"])
-    for key in (INPUT_KEY,) if tied else (INPUT_KEY, OUTPUT_KEY):
-        with find_tensor(source, key) as tensor:
+    first = int(new.opened.result["first_new"])
+    for key in (INPUT_KEY,) if source.tied else (INPUT_KEY, OUTPUT_KEY):
+        with source.tensor(key) as tensor:
             # A base may have fewer rows than tokens: a pad token that was added without resizing.
             first = min(first, tensor.get_shape()[0])
     return first
@@ -130,6 +133,7 @@ def sub_tokens(base: Loaded, new: Loaded, first: int, rows: int) -> list[tuple[l
         piece = new.fast.id_to_token(row)
         ids = [] if piece is None or piece in special else encode(new.piece_bytes(row))
         ids = [] if max(ids, default=0) >= first else ids  # the base's own token without a row
+        # At least 1, as a token may stand for no byte and lengths are divided by their sum.
         parts.append((ids, [max(len(base.piece_bytes(i)), 1) for i in ids]))
     return parts
 
@@ -139,6 +143,7 @@ def initial_rows(
 ) -> Tensor:
     """What `new_rows` gives for the input or the output matrix `old` under the settings, in its dtype."""
     how = init.output if output else init.input
+    # Input and output rows have noise of their own each.
     generator = torch.Generator().manual_seed(seed + output)
     return new_rows(old, parts, how, init.noise, generator).to(old.dtype)
 
@@ -153,12 +158,14 @@ def new_rows(
     """Rows for new ids from the old matrix, (len(parts), hidden) float32; rows without sub-tokens get the mean."""
     matrix = old.float()
     mean, deviation = matrix.mean(0), matrix.std()
+    # A row without text starts as the average token, at its length: 0 would be an outlier.
     fresh = mean.repeat(len(parts), 1)
     with_text = [row for row, (ids, _) in enumerate(parts) if ids and how not in ("global", "random")]
     if with_text:
         # One weighted sum per row, all rows at once.
         ids = torch.tensor([i for row in with_text for i in parts[row][0]])
         weights = torch.tensor([weight for row in with_text for weight in _weights(parts[row][1], how)])
+        # Where each row's sub-tokens begin among those of all rows.
         starts = torch.tensor([0, *(len(parts[row][0]) for row in with_text[:-1])]).cumsum(0)
         fresh[with_text] = F.embedding_bag(ids, matrix, starts, mode="sum", per_sample_weights=weights)
     spread = deviation if how == "random" else noise * deviation
@@ -175,14 +182,14 @@ def _weights(lengths: list[int], how: Initialisation) -> list[float]:
 
 
 def _compare(
-    config: ResizeConfig, texts: dict[str, Path], base: tuple[Path, Loaded], resized: tuple[Path, Loaded]
+    config: ResizeConfig, texts: dict[str, Path], base: ModelDirectory, resized: ModelDirectory
 ) -> dict[str, dict[str, float]]:
     """Print bits per byte of each text under base and resized model, and warn where chance would do better."""
     # One after the other, so that only one of them is held.
-    before, after = (_measure(*model, texts, config.max_bytes) for model in (base, resized))
+    before, after = (_measure(model, texts, config.max_bytes) for model in (base, resized))
     bits = {name: [model[name]["bits per byte"] for model in (before, after)] for name in texts}
     print_table(f"{config.model} -> {config.output}", HEADER, [[name, *pair] for name, pair in bits.items()])
-    uniform = math.log(read_config(resized[0])["vocab_size"])
+    uniform = math.log(resized.config["vocab_size"])
     for name in texts:
         if after[name]["loss per token"] > uniform:
             warn(
@@ -192,38 +199,41 @@ def _compare(
     return {name: {"before": round(pair[0], 5), "after": round(pair[1], 5)} for name, pair in bits.items()}
 
 
-def _measure(
-    directory: Path, tokenizer: Loaded, texts: dict[str, Path], max_bytes: int
-) -> dict[str, dict[str, float]]:
-    model = load_trainable(directory, "none", None, default_dtype(), default_device())
-    block_size = min(BLOCK_SIZE, int(read_config(directory)["max_position_embeddings"]))
-    return {name: measure(model, tokenizer, file, block_size, max_bytes) for name, file in texts.items()}
+def _measure(model: ModelDirectory, texts: dict[str, Path], max_bytes: int) -> dict[str, dict[str, float]]:
+    loaded = load_trainable(model, Parts(), default_dtype(), default_device())
+    block_size = min(BLOCK_SIZE, model.positions)
+    return {
+        name: measure(loaded, model.tokenizer, file, block_size, max_bytes) for name, file in texts.items()
+    }
 
 
-def _check_base(source: Path, tokenizer_dir: Path, wanted: str) -> None:
-    files = [source / name for name in ("tokenizer.json", "tokenizer.model") if (source / name).is_file()]
-    if not files:
+def _check_base(source: ModelDirectory, merged: TokenizerDirectory) -> None:
+    """A merge reads one of two files: either may be the one that the tokenizer was merged from."""
+    names = ("tokenizer.json", "tokenizer.model")
+    found = [artifact.fingerprint(file) for name in names if (file := source.path / name).is_file()]
+    if not found:
         raise UserError(f"--model {source}: no tokenizer inside; put the base's tokenizer files there")
-    if wanted not in [artifact.fingerprint(file) for file in files]:
+    if (wanted := merged.result["base_tokenizer_fingerprint"]) not in found:
         artifact.check_same(
-            f"the base of --tokenizer {tokenizer_dir}",
+            f"the base of --tokenizer {merged}",
             wanted,
             f"the tokenizer in --model {source}",
-            artifact.tokenizer_fingerprint(source),
+            found[0],
             f"run zhllama merge-tokenizer --base {source} again",
         )
 
 
-def _write_configs(source: Path, target: Path, config: dict[str, Any], tokenizer: Loaded, rows: int) -> None:
+def _write_configs(source: ModelDirectory, target: Path, tokenizer: Loaded, rows: int) -> None:
     """`config.json` and `generation_config.json` with the new size and the tokenizer's special ids."""
+    # generate() goes by these, not by the tokenizer; None replaces an id that the tokenizer lacks.
     ids = {
         f"{name}_token_id": tokenizer.fast.token_to_id(token) if token else None
         for name, token in (("bos", tokenizer.bos), ("eos", tokenizer.eos), ("pad", tokenizer.pad))
     }
-    grown = {**config, "vocab_size": rows, **ids}
+    grown = {**source.config, "vocab_size": rows, **ids}
     (target / "config.json").write_text(json.dumps(grown, indent=2, ensure_ascii=False), encoding="utf-8")
     generation = target / "generation_config.json"
-    if (source / generation.name).is_file():
-        shutil.copyfile(source / generation.name, generation)
+    if (source.path / generation.name).is_file():
+        shutil.copyfile(source.path / generation.name, generation)
     kept = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     generation.write_text(json.dumps({**kept, **ids}, indent=2), encoding="utf-8")

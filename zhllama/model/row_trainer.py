@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +12,11 @@ from torch import nn
 from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
 from zhllama.model import bits
+from zhllama.model.adapter import Parts
 from zhllama.model.bits import Batch
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.resize import InitSettings, first_new_row, initial_rows, sub_tokens
 from zhllama.model.trainable import LossHead, NewRowsEmbedding, TrainableModel, load_trainable
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, find_tensor, read_config
 from zhllama.tokenizer.load import Loaded
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; then it falls to 0
@@ -40,15 +39,15 @@ class Text:
 class RowTrainer:
     """A base with room for new rows at both ends; they alone train, and are set anew for every run."""
 
-    def __init__(self, source: Path, base: Loaded, new: Loaded, merged: dict[str, Any]) -> None:
-        self.tied = bool(read_config(source).get("tie_word_embeddings", False))
-        self.first, count = first_new_row(source, merged, self.tied), int(merged["rows"])
-        self.parts = sub_tokens(base, new, self.first, count)
-        self.model = load_trainable(source, "none", None, default_dtype(), default_device())
+    def __init__(self, source: ModelDirectory, new: Loaded) -> None:
+        self.tied = source.tied
+        self.first, count = first_new_row(source, new), int(new.opened.result["rows"])
+        self.parts = sub_tokens(source.tokenizer, new, self.first, count)
+        self.model = load_trainable(source, Parts(), default_dtype(), default_device())
         self.old, self.rows = [], []
         for key in (INPUT_KEY,) if self.tied else (INPUT_KEY, OUTPUT_KEY):
             # In the checkpoint's dtype, as resize-embeddings reads it.
-            with find_tensor(source, key) as tensor:
+            with source.tensor(key) as tensor:
                 self.old.append(torch.as_tensor(tensor[: self.first]))
             device = next(self.model.parameters()).device
             self.rows.append(nn.Parameter(torch.zeros(len(self.parts), self.old[-1].shape[1], device=device)))
@@ -66,6 +65,7 @@ class RowTrainer:
     def start(self, init: InitSettings, seed: int) -> None:
         """Set the new rows to what resize-embeddings would write."""
         for output, (old, rows) in enumerate(zip(self.old, self.rows, strict=True)):
+            # In place: the model holds these very parameters.
             rows.data.copy_(initial_rows(old, self.parts, init, seed, bool(output)))
 
     def bits_per_byte(self, text: Text) -> float:
@@ -85,6 +85,7 @@ class RowTrainer:
         Raises:
             UserError: a loss that is no number.
         """
+        # No decay, as in pretraining: it would shrink the rows that a batch does not hold.
         optimizer = torch.optim.AdamW(self.rows, lr=rate, weight_decay=0.0)
         curve = {0: self.bits_per_byte(held_out)}
         for step, batch in enumerate(training, 1):
@@ -99,6 +100,7 @@ class RowTrainer:
             optimizer.zero_grad()
             if step % measure_every == 0 or step == len(training):
                 curve[step] = self.bits_per_byte(held_out)
+                # Rows that are no numbers stay so, and the next look finds them.
                 if not math.isfinite(curve[step]):
                     raise UserError(f"learning_rate {rate}: the loss is no number at step {step}; lower it")
             advance()
@@ -108,4 +110,5 @@ class RowTrainer:
 def share_of_rate(step: int, steps: int) -> float:
     """How much of the learning rate a step (from 1) gets: up to the whole in the warm-up, then down towards 0."""
     warm = max(1, round(WARM_UP * steps))
+    # The last step still has a rate above 0.
     return step / warm if step <= warm else (steps - step + 1) / (steps - warm + 1)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.corpus.kinds import count_kinds, read_kind
-from zhllama.corpus.read import check_weights, read_documents
-from zhllama.model.weights import check_block_size
-from zhllama.pack.encode import encode_to_file
+from zhllama.corpus.kinds import count_kinds, read_kinds
+from zhllama.corpus.read import Corpus, check_weights, read_documents
+from zhllama.model.directory import ModelDirectory
+from zhllama.pack.encode import Encoded, encode_to_file, encode_to_files
 from zhllama.pack.fit import fit_documents
 from zhllama.pack.mixture import FittedCorpus, blocks_per_source, choose_replay, write_blocks
 from zhllama.terminal import print_table, say, track, warn
-from zhllama.tokenizer.load import Loaded, load
+from zhllama.tokenizer.load import Loaded
 
 HEADER = ["source", "documents", "tokens", "padding", "share", "epochs"]
 
@@ -27,15 +26,15 @@ class PackConfig:
     """Tokenise corpora and pack them into blocks; every document ends with EOS, newlines survive."""
 
     corpus: list[str]
-    """Corpus directory, or what clean reads: a file, a folder, what `datasets` saved, hf:NAME[:SPLIT] (repeatable)."""
+    """Corpus directory, or what clean reads: a file, a folder, what `datasets` saved, hf:NAME[:SPLIT]; repeatable."""
     model: str
     """Model directory whose tokenizer to use; the blocks fit only that tokenizer."""
     output: str
-    """New tokens directory."""
+    """New tokens directory to write."""
     block_size: int = 1024
     """Tokens per block; longer documents are cut, shorter ones only where padding would exceed 1%."""
     weight: list[float] = field(default_factory=list)
-    """Share of each corpus among the corpora, in their order (repeatable); all of each, once, without it."""
+    """Share of each corpus among the corpora, in their order; repeatable. Without shares all of each is packed once."""
     shares: dict[str, float] = field(default_factory=dict)
     """Share of each kind of document, such as {books: 0.3, web: 0.7}, in place of weights; a kind is the folder of the
     raw corpus that `clean` found a document in (`other`: in none). Kinds not named are left out."""
@@ -43,10 +42,11 @@ class PackConfig:
     """Corpus, as --corpus, of text the base already knows (English), against forgetting."""
     replay_share: float = 0.1
     """Share of all blocks taken from --replay, spread evenly; used only with it."""
+    # Up to four times read, text is worth nearly as much as new text (Muennighoff et al., arXiv 2305.16264).
     max_epochs: float = 4.0
     """How often a corpus or the replay may be repeated to reach its share."""
     threads: int = 0
-    """Threads that tokenise; 0 takes all cores."""
+    """How many threads tokenise; 0 takes all cores."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot work."""
@@ -65,42 +65,37 @@ class PackConfig:
             raise UserError(f"shares {wrong[0]}: it must be more than 0")
 
 
-class Text(NamedTuple):
-    """What becomes a source: the flag that asked for it, its name in the table, its documents."""
-
-    flag: str
-    name: str
-    documents: Iterator[str]
-
-
 def pack(config: PackConfig) -> None:
     """Write a tokens directory; deterministic for the same text, tokenizer and settings.
 
     Raises:
         UserError: no text, a block larger than the model's positions, less text than one block, no EOS token.
     """
-    corpora = [artifact.require(path, "corpus", "--corpus") for path in config.corpus]
-    model = artifact.require(config.model, "model", "--model")
-    inputs: dict[str, str | Path] = {"model": model, **artifact.numbered("corpus", corpora)}
-    if config.replay is not None:
-        inputs["replay"] = artifact.require(config.replay, "corpus", "--replay")
-    check_block_size(config.block_size, model)
-    tokenizer = load(model, "--model")
+    corpora = [Corpus.open(path) for path in config.corpus]
+    model = ModelDirectory.open(config.model)
+    inputs: dict[str, artifact.Input] = {"model": model, **artifact.numbered("corpus", corpora)}
+    replay = None if config.replay is None else Corpus.open(config.replay, "--replay")
+    if replay is not None:
+        inputs["replay"] = replay
+    model.check_block_size(config.block_size)
+    tokenizer = model.tokenizer
     with artifact.create(config.output, "tokens", "pack", config, inputs) as run:
-        texts = _by_kind(config, corpora) if config.shares else [_text("--corpus", path) for path in corpora]
         weights = list(config.shares.values()) or config.weight
-        if config.replay is not None:
-            texts.append(_text("--replay", Path(inputs["replay"])))
-        sources = [
-            _fitted(run.path / f".source-{number}", text, tokenizer, config)
-            for number, text in enumerate(texts)
-        ]
+        # Ids wait for the mixture in hidden files beside the result, which fingerprints pass over.
+        if config.shares:
+            sources = _tokenise_kinds(config, corpora, run.path, tokenizer)
+        else:
+            sources = [
+                _tokenise(config, corpus, run.path / f".source-{number}", tokenizer)
+                for number, corpus in enumerate(corpora)
+            ]
+        if replay is not None:
+            sources.append(_tokenise(config, replay, run.path / ".source-replay", tokenizer))
         available = [len(source.fitted) for source in sources]
-        main = blocks_per_source(
-            available[: len(texts) - (config.replay is not None)], weights, config.max_epochs
-        )
-        replay = _replay_count(config, sum(main), available[-1]) if config.replay is not None else 0
-        counts = [*main, replay] if config.replay is not None else main
+        main = blocks_per_source(available[: len(sources) - (replay is not None)], weights, config.max_epochs)
+        replayed = _replay_count(config, sum(main), available[-1]) if replay is not None else 0
+        counts = [*main, replayed] if replay is not None else main
+        # Any id would do: padding has no label, and nothing sees it.
         padding = tokenizer.eos_id() if tokenizer.pad is None else tokenizer.id_of(tokenizer.pad)
         tokens = write_blocks(run.path, sources, counts, config.block_size, padding).tolist()
         for source in sources:
@@ -110,28 +105,32 @@ def pack(config: PackConfig) -> None:
             for source, count, used in zip(sources, counts, tokens, strict=True)
         ]
         run.result = {
-            "tokenizer": artifact.tokenizer_fingerprint(model),
+            "tokenizer": tokenizer.fingerprint,
             "block_size": config.block_size,
             "blocks": sum(counts),
             "tokens": sum(tokens),
             "padding": 1 - sum(tokens) / (sum(counts) * config.block_size),
             "documents": sum(row["documents"] for row in table),
-            "replay_blocks": replay,
+            "replay_blocks": replayed,
             "sources": table,
         }
     shown = [row | {name: f"{row[name]:.2%}" for name in ("padding", "share")} for row in table]
     print_table("Mixture", HEADER, [[row[name] for name in HEADER] for row in shown])
     say(
         f"{run.path}: {sum(counts):,} blocks of {config.block_size} tokens, "
-        f"{run.result['padding']:.2%} of them padding" + (f"; {replay:,} blocks replay" if replay else "")
+        f"{run.result['padding']:.2%} of them padding" + (f"; {replayed:,} blocks replay" if replayed else "")
     )
 
 
-def _text(flag: str, path: Path) -> Text:
-    return Text(flag, str(path), read_documents(path))
+def _tokenise(config: PackConfig, corpus: Corpus, file: Path, tokenizer: Loaded) -> FittedCorpus:
+    documents = track(read_documents(corpus.path), f"tokenising {corpus.path.name}")
+    encoded = encode_to_file(documents, tokenizer, file, _threads(config))
+    return _fitted(config, corpus.flag, str(corpus), encoded)
 
 
-def _by_kind(config: PackConfig, corpora: list[Path]) -> list[Text]:
+def _tokenise_kinds(
+    config: PackConfig, corpora: list[Corpus], folder: Path, tokenizer: Loaded
+) -> list[FittedCorpus]:
     """The kinds that have a share; UserError where the corpora hold none of one."""
     found = count_kinds(corpora)
     for kind in config.shares:
@@ -141,25 +140,34 @@ def _by_kind(config: PackConfig, corpora: list[Path]) -> list[Text]:
             )
     for kind in sorted(set(found) - set(config.shares)):
         warn(f"left out {found[kind]:,} documents of the kind {kind}, which has no share")
-    return [Text(f"--shares {kind}", kind, read_kind(corpora, kind)) for kind in config.shares]
+    files = [folder / f".source-{number}" for number in range(len(config.shares))]
+    documents = track(read_kinds(corpora, list(config.shares)), "tokenising all kinds")
+    encoded = encode_to_files(documents, tokenizer, files, _threads(config))
+    return [
+        _fitted(config, f"--shares {kind}", kind, one)
+        for kind, one in zip(config.shares, encoded, strict=True)
+    ]
 
 
-def _fitted(file: Path, text: Text, tokenizer: Loaded, config: PackConfig) -> FittedCorpus:
-    """One source tokenised into `file` and fitted into blocks; UserError for less text than one block."""
-    documents = track(text.documents, f"tokenising {Path(text.name).name}")
-    threads = config.threads or len(os.sched_getaffinity(0))
-    encoded = encode_to_file(documents, tokenizer, file, threads)
+def _threads(config: PackConfig) -> int:
+    # What this process may use: a container or Slurm gives fewer cores than the machine has.
+    return config.threads or len(os.sched_getaffinity(0))
+
+
+def _fitted(config: PackConfig, flag: str, name: str, encoded: Encoded) -> FittedCorpus:
+    """One source fitted into blocks; UserError for less text than one block."""
     total = int(encoded.lengths.sum())
     if total < config.block_size:
         raise UserError(
-            f"{text.flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
+            f"{flag}: only {total:,} tokens of text, less than one block; lower --block-size {config.block_size}"
         )
-    return FittedCorpus(text.name, encoded, fit_documents(encoded.lengths, config.block_size))
+    return FittedCorpus(name, encoded, fit_documents(encoded.lengths, config.block_size))
 
 
 def _replay_count(config: PackConfig, main: int, available: int) -> int:
     """Blocks of replay, with a warning where they fall short of their share."""
     count = choose_replay(main, available, config.replay_share, config.max_epochs)
+    # What the share asks for, whatever the epochs.
     wanted = choose_replay(main, main, config.replay_share, float("inf"))
     if count < wanted:
         warn(

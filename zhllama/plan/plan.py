@@ -11,13 +11,13 @@ import yaml
 
 from zhllama import artifact
 from zhllama.config import UserError, parse
-from zhllama.model.trainable import new_row_count
-from zhllama.model.weights import read_config
-from zhllama.pack.blocks import Blocks
-from zhllama.page import stacked_plot
+from zhllama.model.directory import ModelDirectory
+from zhllama.pack.blocks import TokensDirectory
+from zhllama.page import stacked_plot, write_image
 from zhllama.plan.cost import Gpu, find_gpu, flops_per_token, hours
 from zhllama.plan.memory import GIB, PARTS, Counts, Job, count, host_memory, known_shape, memory, shape_config
 from zhllama.plan.sharding import Zero, read_zero, with_stage
+from zhllama.recipes.find import find_file
 from zhllama.terminal import print_table, say
 from zhllama.train.pretrain import PretrainConfig
 from zhllama.train.sft import SftConfig
@@ -118,7 +118,7 @@ def plan(config: PlanConfig) -> None:
         with artifact.create(config.output, "report", "plan", config, inputs) as run:
             report = {"tokens": tokens, "plans": [_report(p, c) for p, c in zip(plans, costs, strict=True)]}
             artifact.write_json(run.path / "report.json", report)
-            plot(plans, kinds).savefig(run.path / "plan.png", dpi=120)
+            write_image(plot(plans, kinds), run.path / "plan.png")
             run.result = {"plans": len(plans)}
         say(f"{config.output}: report.json, plan.png")
 
@@ -130,8 +130,15 @@ def read_recipes(files: Sequence[str]) -> tuple[Stage, Zero]:
         UserError: whatever the command would refuse in them.
     """
     deepspeed, keys = None, set[str]()
+    files = [str(find_file(file)) for file in files]
     arguments = [part for file in files for part in ("--config", file)]
-    unset = ["--train.deepspeed", "null", "--train.use_cpu", "true", "--model=-", "--output=-"]
+    unset = [
+        "--train.deepspeed=null",
+        "--train.use_cpu=true",
+        "--train.report_to=none",
+        "--model=-",
+        "--output=-",
+    ]
     for file in files:
         content = _content(file)
         keys |= set(content)
@@ -187,7 +194,7 @@ def _tokens(config: PlanConfig, stage: Stage) -> tuple[float, int]:
     try:
         return float(config.tokens), config.block_size or block
     except ValueError:
-        ids = Blocks.open(artifact.require(config.tokens, "tokens", "--tokens")).ids
+        ids = TokensDirectory.open(config.tokens).blocks().ids
         return float(ids.size), config.block_size or ids.shape[1]
 
 
@@ -202,9 +209,9 @@ def _all_tokens(tokens: float, stage: Stage, job: Job) -> float:
 def _shapes(config: PlanConfig) -> list[tuple[str, dict[str, Any], int]]:
     """Name, content of config.json with its final rows, and number of new rows of each model."""
     if config.model:
-        directory = artifact.require(config.model, "model", "--model")
-        new = new_row_count(directory) if config.new_rows is None else config.new_rows
-        return [(directory.name, read_config(directory), new)]
+        model = ModelDirectory.open(config.model)
+        new = model.new_rows if config.new_rows is None else config.new_rows
+        return [(model.path.name, model.config, new)]
     found = []
     for name in config.shape:
         own = known_shape(name)["vocab_size"]
@@ -295,7 +302,7 @@ def _report(planned: Planned, cost: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def plot(plans: Sequence[Planned], kinds: Sequence[Gpu]) -> Figure:
+def plot(plans: Sequence[Planned], kinds: Sequence[Gpu]) -> Figure | None:
     """Memory per GPU by part, a bar for each plan, and a line for each kind of GPU."""
     parts = {part: [p.parts[part] / GIB for p in plans] for part in PARTS}
     series = {part: values for part, values in parts.items() if any(values)}

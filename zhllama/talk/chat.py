@@ -14,12 +14,13 @@ from zhllama.config import UserError, as_given
 from zhllama.conversation.formats import Message
 from zhllama.conversation.prompts import encode_prompt, read_prompts
 from zhllama.device import default_device, default_dtype
+from zhllama.model.adapter import RunDirectory
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.merge import open_adapter
-from zhllama.model.weights import load_model, read_config, shards
+from zhllama.model.weights import load_model
 from zhllama.rows import read_written
 from zhllama.talk.generate import Reply, batches, end_ids, generate, room
 from zhllama.terminal import console, progress_bar, say, track
-from zhllama.tokenizer.load import load
 
 
 @dataclass
@@ -31,26 +32,26 @@ class ChatConfig:
     adapter: str | None = None
     """Run directory of pretrain or sft, used on its base --model without merging."""
     prompt: list[str] = field(default_factory=list)
-    """Answer these and exit; repeatable."""
+    """A prompt to answer instead of talking; repeatable."""
     input: str | None = None
     """Prompts to answer, as JSONL, JSON or a table: instruction (and input), pCLUE's input, or messages; needs
     --output."""
     output: str | None = None
     """Directory for answers.jsonl, with --input; an unfinished one is continued."""
     system: str | None = None
-    """System prompt; the template's own by default."""
+    """System prompt of every conversation; the template's own by default."""
     max_new_tokens: int = 256
-    """Longest answer in tokens."""
+    """The longest answer, in tokens."""
     temperature: float = 0.0
-    """0 always takes the likeliest token; higher samples more freely."""
+    """How freely tokens are sampled; 0 always takes the likeliest."""
     top_p: float = 0.9
     """Sample from the likeliest tokens that make up this much probability."""
     repetition_penalty: float = 1.1
-    """Above 1, tokens already used become less likely."""
+    """How much less likely tokens already used become; 1 leaves them as they are."""
     seed: int = 0
-    """Of the sampling."""
+    """The seed that decides what is sampled."""
     batch_size: int = 16
-    """Prompts of a file answered side by side."""
+    """How many prompts of a file are answered side by side."""
 
     def __post_init__(self) -> None:
         """Refuse combinations that would be ignored."""
@@ -79,17 +80,15 @@ class Speaker:
         UserError: no config, no safetensors weights, no tokenizer or no chat template in the directory.
     """
 
-    def __init__(self, directory: Path, config: ChatConfig) -> None:
-        from transformers import AutoTokenizer
-
-        self.positions = int(read_config(directory)["max_position_embeddings"])
-        shards(directory)
-        if load(directory, "--model").chat_template is None:
-            raise UserError(f"--model {directory}: no chat template inside, so it cannot chat")
-        self.tokenizer = AutoTokenizer.from_pretrained(str(directory))
-        self.model = load_model(directory, default_dtype())
-        if config.adapter is not None:
-            self.model = open_adapter(config.adapter, directory, self.model)
+    def __init__(self, source: ModelDirectory, adapter: RunDirectory | None, config: ChatConfig) -> None:
+        # The first two refuse for themselves where there is nothing to load.
+        if not (source.positions and source.shards and source.tokenizer.chat_template):
+            raise UserError(f"--model {source}: no chat template inside, so it cannot chat")
+        self.positions, self.tokenizer = source.positions, source.chat_tokenizer
+        self.model = load_model(source, default_dtype())
+        if adapter is not None:
+            self.model = open_adapter(adapter, self.model)
+            # A prefix takes positions from the text.
             self.positions -= getattr(self.model.active_peft_config, "num_virtual_tokens", 0) or 0
         self.model.to(default_device()).eval()
         self.ends = end_ids(self.model, self.tokenizer)
@@ -103,6 +102,7 @@ class Speaker:
             UserError: a conversation that fills the model's positions, or that its chat template refuses.
         """
         if self.config.system is not None:
+            # Templates know one system message, at the front.
             others = [message for message in messages if message["role"] != "system"]
             messages = [{"role": "system", "content": self.config.system}, *others]
         return encode_prompt(messages, self.tokenizer, self.positions)
@@ -137,11 +137,14 @@ def chat(config: ChatConfig) -> None:
     Raises:
         UserError: a model that cannot chat, a prompt file that is missing or not JSONL, a prompt too long.
     """
-    directory = artifact.require(config.model, "model", "--model")
+    source = ModelDirectory.open(config.model)
+    adapter = None if config.adapter is None else RunDirectory.open(config.adapter)
+    if adapter is not None:
+        adapter.check_base(source)
     if config.input is not None:
-        _answer_file(config, directory)
+        _answer_file(config, source, adapter)
         return
-    speaker = Speaker(directory, config)
+    speaker = Speaker(source, adapter, config)
     for prompt in config.prompt:
         say(f"> {prompt}")
         say(speaker.answer([{"role": "user", "content": prompt}])[0])
@@ -149,21 +152,23 @@ def chat(config: ChatConfig) -> None:
         _talk(speaker)
 
 
-def _answer_file(config: ChatConfig, directory: Path) -> None:
+def _answer_file(config: ChatConfig, source: ModelDirectory, adapter: RunDirectory | None) -> None:
     """Write `answers.jsonl`: each conversation with its reply, how that ended and its tokens, in order."""
     assert config.input is not None and config.output is not None
     prompts = read_prompts(Path(config.input), "--input")
     _check_settings(config)
-    inputs: dict[str, str | Path] = {"model": directory, "input": config.input}
-    if config.adapter is not None:
-        inputs["adapter"] = config.adapter
+    inputs: dict[str, artifact.Input] = {"model": source, "input": config.input}
+    if adapter is not None:
+        inputs["adapter"] = adapter
     with artifact.create(config.output, "report", "chat", config, inputs, resume=True) as run:
-        answers = _answer_all(config, prompts, directory, run.path / "answers.part")
+        answers = _answer_all(config, prompts, Speaker(source, adapter, config), run.path / "answers.part")
         rows = []
+        # Written anew in the order of the prompts: `answers.part` has them by length.
         for messages, answer in zip(prompts, answers, strict=True):
             said = {"role": "assistant", "content": answer.pop("reply")}
             rows.append(json.dumps({"messages": [*messages, said], **answer}, ensure_ascii=False) + "\n")
         (run.path / "answers.jsonl").write_text("".join(rows), encoding="utf-8")
+        # Only now: until the whole file is there, the part is what a run goes on from.
         (run.path / "answers.part").unlink()
         ended = sum(answer["ended"] == "eos" for answer in answers)
         run.result = {"answers": len(answers), "ended": ended}
@@ -178,6 +183,7 @@ def _check_settings(config: ChatConfig) -> None:
         return
     now = as_given(config)
     for name, then in record["settings"].items():
+        # The others are compared by fingerprint, or are where the run already is.
         if name not in ("model", "input", "output") and then != now.get(name):
             raise UserError(
                 f"--output {config.output}: begun with {name} {then}, not {now.get(name)}; give the same, or choose "
@@ -186,10 +192,9 @@ def _check_settings(config: ChatConfig) -> None:
 
 
 def _answer_all(
-    config: ChatConfig, prompts: list[list[Message]], directory: Path, part: Path
+    config: ChatConfig, prompts: list[list[Message]], speaker: Speaker, part: Path
 ) -> list[dict[str, Any]]:
     """The answers of all prompts in order; `part` keeps them as they come, so that an interrupted run goes on."""
-    speaker = Speaker(directory, config)
     encoded = []
     for number, messages in enumerate(track(prompts, "reading prompts"), 1):  # refused now, not after hours
         try:
@@ -200,6 +205,7 @@ def _answer_all(
     if answers:
         say(f"{part}: {len(answers)} of {len(prompts)} prompts are answered already")
     groups = list(batches(encoded, config.batch_size, config.max_new_tokens, speaker.positions))
+    # A group is answered whole or again: its sampling begins at its seed.
     left = [places for places in groups if not answers.keys() >= set(places)]
     with part.open("a", encoding="utf-8") as stream, progress_bar() as bar:
         task = bar.add_task("answering", total=len(prompts), completed=len(answers), note="")
@@ -209,6 +215,7 @@ def _answer_all(
                 ended = "eos" if reply.ended else "length"
                 answers[place] = {"reply": speaker.text(reply), "ended": ended, "tokens": len(reply.ids)}
             stream.write("".join(json.dumps([at, answers[at]], ensure_ascii=False) + "\n" for at in places))
+            # A kill then costs one group at most.
             stream.flush()
             bar.update(task, completed=len(answers))
     return [answers[place] for place in range(len(prompts))]

@@ -6,18 +6,17 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+from zhllama.corpus.han import HAN_RANGES, class_of
+
 # Han with all its extensions, kana, bopomofo, CJK and full-width punctuation. The dashes, dots and curly
 # quotes that Chinese shares with English (— … “ ” ·) are left out: such a piece would change English tokens.
 CJK_RANGES = (
     (0x2E80, 0x2FFF),  # radicals, ideographic description
     (0x3000, 0x312F),  # punctuation, kana, bopomofo
     (0x31A0, 0x31FF),  # bopomofo extended, strokes, kana extensions
-    (0x3400, 0x4DBF),  # Han extension A
-    (0x4E00, 0x9FFF),  # Han
-    (0xF900, 0xFAFF),  # compatibility ideographs
     (0xFE30, 0xFE4F),  # vertical forms
     (0xFF00, 0xFFEF),  # full-width and half-width forms
-    (0x20000, 0x3FFFF),  # Han extensions B and later: two planes of nothing else
+    *HAN_RANGES,
 )
 # What words are made of; the rest of the alphabet are marks, that is punctuation and symbols.
 LETTER_RANGES = (
@@ -28,20 +27,12 @@ LETTER_RANGES = (
     (0x3105, 0x312F),  # bopomofo
     (0x31A0, 0x31BF),
     (0x31F0, 0x31FF),
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
     (0xFF10, 0xFF19),  # full-width digits, which SentencePiece keeps single, and Latin; half-width kana
     (0xFF21, 0xFF3A),
     (0xFF41, 0xFF5A),
     (0xFF66, 0xFFDC),
-    (0x20000, 0x3FFFF),
+    *HAN_RANGES,
 )
-
-
-def class_of(ranges: Iterable[tuple[int, int]]) -> str:
-    """Ranges of characters as the inside of a regular expression's brackets."""
-    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
 
 
 def _without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -56,7 +47,6 @@ CJK_CLASS = class_of(CJK_RANGES)
 LETTER_CLASS = class_of(LETTER_RANGES)
 MARK_CLASS = class_of(_without(CJK_RANGES, LETTER_RANGES))
 CJK_RUN = re.compile(f"[{CJK_CLASS}]+")
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 def is_cjk(text: str) -> bool:

@@ -8,23 +8,29 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
-import numpy.typing
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, normalizers
 
-from zhllama.artifact import require
+from zhllama.artifact import Opened, fingerprint
 from zhllama.config import UserError
 from zhllama.tokenizer import write
-from zhllama.tokenizer.alphabet import is_chinese, spell_bytes, unspell
+from zhllama.tokenizer.alphabet import spell_bytes, unspell
+from zhllama.tokenizer.hub import HubDirectory
 
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 CHINESE_MODEL = "chinese_sp.model"
 PARALLEL = "TOKENIZERS_PARALLELISM"
+
+
+class TokenizerDirectory(HubDirectory):
+    """What merge-tokenizer wrote, a model directory for its tokenizer, or one file of either."""
+
+    kind = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,20 @@ class Loaded:
     pad: str | None
     unk: str | None
     chat_template: str | None
-    directory: Path
+    opened: Opened
+    """What the flag named, its `run.json` too."""
     file: Path
     """The file that decides the ids."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the tokenizer lies."""
+        return self.file.parent
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the file that decides the ids; a model and the tokenizer it holds agree in it."""
+        return fingerprint(self.file)
 
     def piece_bytes(self, index: int) -> bytes:
         """The text that an id of the vocabulary stands for, in UTF-8; empty for an id without a token."""
@@ -114,7 +131,12 @@ def load(path: str | Path, flag: str = "--tokenizer") -> Loaded:
     Raises:
         UserError: nothing there, no tokenizer inside, or a broken file.
     """
-    source = require(path, "tokenizer", flag)
+    return load_opened(TokenizerDirectory.open(path, flag))
+
+
+def load_opened(opened: Opened) -> Loaded:
+    """Load the tokenizer of a directory or file that is looked up already; raises UserError as `load` does."""
+    source, flag = opened.path, opened.flag
     directory = source if source.is_dir() else source.parent
     json_file = source if source.suffix == ".json" else directory / "tokenizer.json"
     model_file = source if source.suffix == ".model" else directory / "tokenizer.model"
@@ -139,12 +161,10 @@ def load(path: str | Path, flag: str = "--tokenizer") -> Loaded:
             proto, settings.get("add_bos_token", True), settings.get("add_eos_token", False)
         )
     else:
-        raise UserError(f"{flag} {path}: {_what_is_missing(source)}")
+        raise UserError(f"{flag} {source}: {_what_is_missing(source)}")
     roles = {role: _role(role, settings, directory, bare, proto) for role in ("bos", "eos", "pad", "unk")}
     template = None if bare else _chat_template(directory, settings)
-    return Loaded(
-        kind, fast, proto, settings, **roles, chat_template=template, directory=directory, file=file
-    )
+    return Loaded(kind, fast, proto, settings, **roles, chat_template=template, opened=opened, file=file)
 
 
 def read_proto(path: Path, flag: str) -> Any:
@@ -197,40 +217,6 @@ def require_bpe(loaded: Loaded, flag: str) -> None:
             f"{where}: tokenizer.json and tokenizer.model disagree: "
             f"{loaded.fast.get_vocab_size()} and {len(proto.pieces)} tokens"
         )
-
-
-def token_bytes(fast: Tokenizer, rows: int | None = None) -> numpy.typing.NDArray[numpy.int32]:
-    """UTF-8 bytes of text that each id stands for.
-
-    Returns:
-        int32 array of `rows` (default: one per id); special and added tokens, unknown and padding rows are 0,
-        a byte token 1, SentencePiece's `▁` one byte (a space).
-    """
-    vocabulary = fast.get_vocab(with_added_tokens=True)
-    count = max(vocabulary.values()) + 1
-    assert rows is None or rows >= count, f"{count} tokens need as many rows, not {rows}"
-    sizes = numpy.zeros(rows or count, dtype=numpy.int32)
-    silent = set(fast.get_added_tokens_decoder())
-    bytelevel = "ByteLevel" in repr(fast.decoder)
-    unknown = getattr(fast.model, "unk_token", None)
-    for token, index in vocabulary.items():
-        if index in silent or token == unknown:
-            continue
-        if bytelevel:
-            sizes[index] = len(token)
-        else:
-            sizes[index] = 1 if BYTE_PIECE.fullmatch(token) else len(token.replace(write.SPACE, " ").encode())
-    return sizes
-
-
-def token_counts(loaded: Loaded, rows: int) -> numpy.typing.NDArray[numpy.int32]:
-    """What each id stands for: (rows, 3) int32 of UTF-8 bytes, characters begun, and 1 where they are Chinese."""
-    counts = numpy.zeros((rows, 3), dtype=numpy.int32)
-    counts[:, 0] = token_bytes(loaded.fast, rows)
-    for index in counts[:, 0].nonzero()[0].tolist():
-        raw = loaded.piece_bytes(index)
-        counts[index, 1:] = sum(not 0x80 <= byte <= 0xBF for byte in raw), is_chinese(raw)
-    return counts
 
 
 def _read_fast(path: Path, flag: str) -> tuple[Tokenizer, Literal["sentencepiece", "bytelevel"]]:

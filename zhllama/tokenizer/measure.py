@@ -10,10 +10,12 @@ from typing import Any
 import sentencepiece
 from tokenizers import Tokenizer, normalizers
 
+from zhllama.corpus.han import HAN
 from zhllama.tokenizer import llamacpp, write
-from zhllama.tokenizer.alphabet import CJK_RUN, HAN, is_cjk
+from zhllama.tokenizer.alphabet import CJK_RUN, is_cjk
 from zhllama.tokenizer.check import outside_cjk
-from zhllama.tokenizer.load import Loaded, token_bytes
+from zhllama.tokenizer.load import Loaded
+from zhllama.tokenizer.token_sizes import token_bytes
 
 JIEBA_CHARACTERS = 200_000  # jieba cuts about 0.3 million characters a second
 AGREEMENT_LINES = 2000

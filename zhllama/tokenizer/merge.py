@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from zhllama.artifact import create, fingerprint, write_json
+from zhllama.artifact import create, write_json
 from zhllama.config import UserError
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import check, llamacpp, write
@@ -87,7 +87,7 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
             "specials": specials.new,
             "rows": -(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE,
             "first_new": fast.token_to_id((admitted.keys + specials.new)[0]),
-            "base_tokenizer_fingerprint": fingerprint(base.file),
+            "base_tokenizer_fingerprint": base.fingerprint,
         }
         write_json(artifact.path / "report.json", _report(artifact.result, admitted, source, measured))
     if source.normaliser:
@@ -248,7 +248,8 @@ def _print_summary(
         tried = f"{measured['texts'] + measured['mixed']:,} texts and every piece"
         rows += [("tried in tokenizers and transformers", tried)]
         rows += [("tried in SentencePiece", tried)] if "unreachable_sentencepiece" in measured else []
-        without = "no such pre-tokenizer" if llamacpp.is_available() else f"{llamacpp.WHEEL} is not installed"
+        wheels = " and ".join(llamacpp.WHEELS)
+        without = "no such pre-tokenizer" if llamacpp.is_available() else f"{wheels} are not installed"
         rows += [("tried in llama.cpp", tried if "llamacpp" in measured else without)]
     print_table(f"merged tokenizer: {config.output}", ["", "count"], rows)
     say(f"next: zhllama resize-embeddings --model MODEL --tokenizer {config.output} --output DIR")

@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from zhllama.artifact import require
 from zhllama.config import UserError
 from zhllama.tokenizer import write
 from zhllama.tokenizer.admit import NORMAL
-from zhllama.tokenizer.load import CHINESE_MODEL, read_proto
+from zhllama.tokenizer.load import CHINESE_MODEL, TokenizerDirectory, read_proto
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def read_pieces(path: str | Path, flag: str = "--chinese") -> PieceList:
     Raises:
         UserError: nothing there, a directory without pieces, a broken model, a word list that is not UTF-8.
     """
-    file = require(path, "tokenizer", flag)
+    file = TokenizerDirectory.open(path, flag).path
     if file.is_dir():
         if not (file / CHINESE_MODEL).is_file():
             raise UserError(f"{flag} {path}: no {CHINESE_MODEL} inside; run zhllama train-tokenizer first")

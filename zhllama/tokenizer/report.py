@@ -9,11 +9,11 @@ from typing import Any
 
 from zhllama.artifact import create, write_json
 from zhllama.config import UserError, split_pair
+from zhllama.corpus.han import HAN
 from zhllama.corpus.read import read_documents
 from zhllama.page import Page, bar_plot, line_plot
 from zhllama.terminal import print_table, say, track, warn
 from zhllama.tokenizer import write
-from zhllama.tokenizer.alphabet import HAN
 from zhllama.tokenizer.curves import Curve, draw_curves, knee, with_knees
 from zhllama.tokenizer.load import Loaded, load
 from zhllama.tokenizer.measure import (
@@ -40,7 +40,7 @@ class TokenizerReportConfig:
     tokenizer: list[str]
     """Tokenizer or model directory, .model or tokenizer.json (repeatable); the first is the one to beat."""
     text: list[str]
-    """name=FILE of a .txt, .jsonl or .parquet file (repeatable)."""
+    """Text to measure as name=FILE of a .txt, .jsonl or .parquet file (repeatable)."""
     output: str
     """Directory for report.json and report.html."""
     hidden: int | None = None

@@ -13,8 +13,9 @@ import numpy
 from tokenizers import Tokenizer
 
 from zhllama.config import UserError
+from zhllama.corpus.han import HAN
 from zhllama.terminal import track
-from zhllama.tokenizer.alphabet import CJK_RUN, HAN, LETTER_CLASS, MARK_CLASS
+from zhllama.tokenizer.alphabet import CJK_RUN, LETTER_CLASS, MARK_CLASS
 
 HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 500_000
 # SentencePiece leaves out longer lines (4,192 bytes by default), so nothing longer is handed to it.

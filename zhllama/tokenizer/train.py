@@ -10,9 +10,9 @@ from typing import Any
 import sentencepiece
 from tokenizers import Tokenizer
 
-from zhllama.artifact import Artifact, create, numbered, require, write_json
+from zhllama.artifact import Artifact, create, numbered, write_json
 from zhllama.config import UserError
-from zhllama.corpus.read import check_weights, read_documents
+from zhllama.corpus.read import Corpus, check_weights, read_documents
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer import write
 from zhllama.tokenizer.admit import NORMAL, Admitted, Vocabulary, admit
@@ -89,14 +89,14 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     base = load(config.base, "--base") if config.base else None
     if base is not None:
         require_bpe(base, "--base")
-    corpora = {path: require(path, "corpus", "--corpus") for path in config.corpus}
+    corpora = {path: Corpus.open(path) for path in config.corpus}
     words, dropped = read_words(config.words, "--words")
     inputs = numbered("corpus", list(corpora.values())) | numbered("words", config.words)
     if base is not None:
         inputs["base"] = base.file
     with create(config.output, "tokenizer", "train-tokenizer", config, inputs) as artifact:
         begun = time.monotonic()
-        documents = {name: read_documents(corpus) for name, corpus in corpora.items()}
+        documents = {name: read_documents(corpus.path) for name, corpus in corpora.items()}
         samples = draw_samples(documents, config.weight, config.sample_megabytes, config.seed)
         result = _train(artifact, config, base, samples, words)
         result["words"] |= {"dropped": dropped}

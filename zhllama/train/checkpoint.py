@@ -10,10 +10,12 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME
 
 from zhllama.config import UserError
-from zhllama.model.adapter import ADAPTER_WEIGHTS, adapter_key
+from zhllama.model.adapter import ADAPTER_WEIGHTS, RunDirectory, adapter_key
+from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.trainable import TrainableModel, last_rows
-from zhllama.model.weights import INPUT_KEY, OUTPUT_KEY, read_tensor
+from zhllama.model.weights import read_tensor
 
+# An empty file in the checkpoint's folder, written last.
 SEAL = "complete"
 # Of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy.
 STATE_BYTES = 4 + 8 + 4
@@ -31,6 +33,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 def checkpoints(output: Path) -> list[Path]:
     """The whole checkpoints of a run directory, oldest step first."""
+    # By the number: as text, checkpoint-100 comes before checkpoint-20.
     return sorted(filter(is_whole, output.glob("checkpoint-*")), key=_step)
 
 
@@ -55,6 +58,7 @@ def _step(checkpoint: Path) -> int:
 
 def check_space(output: Path, parameters: int) -> None:
     """Raise UserError unless the disk has room for one more checkpoint of so many trained parameters."""
+    # Before each save: a disk that is full in the middle of one leaves files cut short.
     needed, free = parameters * STATE_BYTES, shutil.disk_usage(output).free
     if free < needed:
         raise UserError(
@@ -65,15 +69,18 @@ def check_space(output: Path, parameters: int) -> None:
 
 def optimizer_fits(checkpoint: Path, deepspeed: bool, ranks: int) -> bool:
     """Whether the optimiser's state can be loaded: DeepSpeed's is cut for a number of ranks and a ZeRO stage."""
+    # Without DeepSpeed every rank has the whole state, and any number of ranks can go on from it.
     if not deepspeed:
         return bool((checkpoint / OPTIMIZER_NAME).is_file())
+    # DeepSpeed writes [bf16_]zero_pp_rank_R_mp_rank_00_optim_states.pt for each rank R. Model states have the
+    # same beginning under ZeRO-3 alone; otherwise they are one file, mp_rank_00_model_states.pt.
     parts = len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
     zero3 = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
     return parts == ranks and zero3 == bool(is_deepspeed_zero3_enabled())
 
 
 def check_saved(
-    folder: Path, model: TrainableModel, base: Path, moved: bool, start: str | None = None
+    folder: Path, model: TrainableModel, base: ModelDirectory, moved: bool, start: RunDirectory | None = None
 ) -> None:
     """Re-open a saved adapter: every trainable tensor is there, whole and finite.
 
@@ -90,6 +97,7 @@ def check_saved(
     state = load_file(file)
     for key in model.trainable():
         tensor = state.get(key)
+        # Ungathered, a parameter that ZeRO-3 has parted is saved empty.
         if tensor is None or tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{file}: {key} is missing, empty or not finite; the save went wrong")
         if moved and "lora_B" in key and not bool(tensor.any()):
@@ -97,7 +105,7 @@ def check_saved(
         first = model.start.get(key)  # behind its gate of zero a prompt itself waits a step longer
         if moved and first is not None and "adaption_prompt" not in key and torch.equal(tensor, first.cpu()):
             raise UserError(f"{file}: {key} never moved; training had no effect")
-        if moved and start and torch.equal(tensor, read_tensor(Path(start) / ADAPTER_WEIGHTS, key)):
+        if moved and start and torch.equal(tensor, read_tensor(start.weights, key)):
             raise UserError(f"{file}: {key} is still that of {start}; training had no effect")
     for key in (INPUT_KEY, OUTPUT_KEY) if moved and model.new_row_count else ():
         rows = state.get(adapter_key(key.replace("weight", "new_rows")))

@@ -1,61 +1,29 @@
-"""`zhllama mix`: what an sft recipe would learn from, without training."""
+"""What an sft recipe would learn from, without training: `sft --dry-run`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zhllama import artifact
-from zhllama.conversation.mixture import Mixture, build_mixture, print_mixture
+from zhllama.conversation.mixture import Mixture
 from zhllama.page import Page, bar_plot
-from zhllama.terminal import say
-from zhllama.train.sft import SftConfig, open_inputs
 
 EXAMPLES = 3  # rows shown of each source
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-@dataclass
-class MixConfig(SftConfig):
-    """Preview the mixture of an sft recipe: the same settings, the same rows, and no training."""
-
-    output: str
-    """Report directory: report.html, examples.jsonl and the table in run.json."""
-    train: dict[str, Any] = field(kw_only=True, default_factory=dict)
-    """Read for the recipe's sake and not used."""
-
-    @staticmethod
-    def defaults() -> dict[str, Any]:
-        """None of training's."""
-        return {}
-
-    @staticmethod
-    def check(train: Any) -> None:
-        """Nothing of training is refused."""
-
-
-def mix(config: MixConfig) -> None:
-    """Write `report.html` (table, plots, examples, what was left out), `examples.jsonl` and the table in `run.json`.
-
-    Raises:
-        UserError: what `sft` refuses of the same data.
-    """
-    _, inputs, tokenizer = open_inputs(config)
-    with artifact.create(config.output, "report", "mix", config, inputs) as run:
-        mixture = build_mixture(config.data, config.mixture, tokenizer, config.block_size)
-        print_mixture(mixture)
-        examples = choose_examples(mixture, tokenizer)
-        lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
-        (run.path / "examples.jsonl").write_text("".join(lines), encoding="utf-8")
-        write_report(run.path / "report.html", mixture, examples)
-        tokens = sum(one["tokens"] for one in mixture.table)
-        run.result = {"rows": len(mixture.samples), "tokens": tokens, "mixture": mixture.table}
-    say(f"{run.path}: {len(mixture.samples):,} rows, {tokens:,} tokens, report.html")
+def write_preview(directory: Path, mixture: Mixture, tokenizer: Any) -> dict[str, Any]:
+    """Write `report.html` (table, plots, examples, what was left out) and `examples.jsonl`; returns the run's result."""
+    examples = choose_examples(mixture, tokenizer)
+    lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
+    (directory / "examples.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_report(directory / "report.html", mixture, examples)
+    tokens = sum(one["tokens"] for one in mixture.table)
+    return {"rows": len(mixture.samples), "tokens": tokens, "mixture": mixture.table}
 
 
 def choose_examples(mixture: Mixture, tokenizer: Any) -> list[dict[str, str]]:
@@ -78,6 +46,7 @@ def write_report(path: Path, mixture: Mixture, examples: Sequence[dict[str, str]
     page.table([key.replace("_", " ") for key in keys], [[one[key] for key in keys] for one in table])
     names = [Path(one["file"]).stem for one in table]
     rows = sum(one["rows"] for one in table)
+    # Both, as a source of long rows weighs more in the loss than its number of rows says.
     shares = {
         "rows": [100 * one["rows"] / rows for one in table],
         "tokens": [100 * one["share"] for one in table],

@@ -1,142 +1,121 @@
-"""What a run needs before its Trainer: defaults, checks of the settings, the model with its trainable parts."""
+"""What a run needs around its Trainer: its directory, and the model with its trainable parts."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.device import prefers_bf16, remove_shared_file
-from zhllama.model.adapter import parameter_count, part_of
-from zhllama.model.trainable import TrainableModel, load_trainable
+from zhllama.device import remove_shared_file
+from zhllama.model.adapter import Parts, RunDirectory, parameter_count, part_of
+from zhllama.model.directory import ModelDirectory
+from zhllama.model.trainable import TrainableModel, check_parts, load_trainable
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
-from zhllama.tokenizer.load import load
-from zhllama.train.choice import check_choice, method_of, set_start
+from zhllama.train.choice import check_choice, set_start
 from zhllama.train.progress import Progress
-from zhllama.train.trainer import BlockTrainer, Stage, is_first_rank
+from zhllama.train.settings import TrainingSettings
+from zhllama.train.trainer import BlockTrainer, is_first_rank
 
 
-def training_defaults() -> dict[str, Any]:
-    """Defaults of TrainingArguments where the machine decides, and where the field's habit is not transformers'."""
-    cuda = torch.cuda.is_available()
-    return {
-        "train.bf16": prefers_bf16(),
-        "train.use_cpu": not cuda,
-        "train.dataloader_pin_memory": cuda,
-        "train.learning_rate": 2e-4,
-        "train.lr_scheduler_type": "cosine",
-        "train.warmup_steps": 0.05,
-        "train.num_train_epochs": 1.0,
-        "train.report_to": ["tensorboard"],
-        "train.logging_steps": 1,
-        "train.save_total_limit": 2,
-    }
+@dataclass(frozen=True)
+class Run:
+    """One run of a stage: what was asked, on which model, what trains of it, and what its record will say.
 
-
-def check_arguments(train: Any) -> None:
-    """Refuse what TrainingArguments would fail on late, and make one process a world of one for DeepSpeed.
-
-    Raises:
-        UserError: no such DeepSpeed file or no compiler for its CPU op, a service whose package is missing, no length
-            or rate of training, an evaluation that has nothing to evaluate.
+    Attributes:
+        start: an earlier run, whose adapter goes on.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    services = [train.report_to] if isinstance(train.report_to, str) else train.report_to
-    for service in set(services) - {"all", "none", *get_available_reporting_integrations()}:
-        raise UserError(f"train.report_to {service}: its package is not installed; run pip install {service}")
-    if isinstance(train.deepspeed, str):
-        if not Path(train.deepspeed).is_file():
-            raise UserError(f"train.deepspeed {train.deepspeed}: no such file")
-        if os.environ.get("DS_ACCELERATOR") == "cpu" and not shutil.which(os.environ.get("CXX", "c++")):
-            raise UserError(
-                "train.deepspeed: on CPU DeepSpeed compiles an op on its first start, and there is no C++ compiler; "
-                "install g++, or set --train.deepspeed null"
-            )
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29511")
-    if train.max_steps <= 0 and train.num_train_epochs <= 0:
-        raise UserError("train.max_steps or train.num_train_epochs: one of them must be above 0")
-    if train.learning_rate <= 0:
-        raise UserError(f"train.learning_rate {train.learning_rate}: it must be above 0")
-    if train.neftune_noise_alpha is not None and train.neftune_noise_alpha <= 0:
-        raise UserError(f"train.neftune_noise_alpha {train.neftune_noise_alpha}: it must be above 0, or null")
-    if str(train.eval_strategy) not in ("no", "IntervalStrategy.NO"):
-        raise UserError(
-            f"train.eval_strategy {train.eval_strategy}: runs do not evaluate; use zhllama evaluate"
-        )
+
+    settings: TrainingSettings
+    base: ModelDirectory
+    parts: Parts
+    start: RunDirectory | None
+    result: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
-def run_directory(config: Any, command: str, inputs: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """The run directory as `artifact.create` makes it, on the first rank; yields the dict of its result.
+def begin_run(
+    settings: TrainingSettings,
+    command: str,
+    base: ModelDirectory,
+    inputs: Mapping[str, artifact.Input],
+    allow_frozen: bool,
+) -> Iterator[Run]:
+    """Check what is to train, and make the run directory as `artifact.create` does, on the first rank.
 
-    The others refuse what it refuses: left alone they would bury its one line under errors of their own.
+    Args:
+        inputs: what is read besides the model and an earlier run.
+        allow_frozen: new rows may stay as they are.
+
+    Raises:
+        UserError: parts that the model has not or that would train nothing, no finished run behind --adapter, an
+            output that is not this run's.
     """
+    parts = settings.parts()
+    check_parts(base, parts, allow_frozen)
+    # Opened here, before anything is written: what is wrong with it costs no run.
+    start = None if settings.adapter is None else RunDirectory.open(settings.adapter)
+    inputs = {"model": base, **inputs, **({} if start is None else {"adapter": start})}
+    run = Run(settings, base, parts, start)
     with threads_at_rest():
+        # The others refuse what it refuses: they would bury its one line under errors of their own.
         if not is_first_rank():
-            artifact.check_resumable(config.output, command, inputs)
-            yield {}
+            artifact.check_resumable(settings.output, command, inputs)
+            yield run
             return
-        with artifact.create(config.output, "run", command, config, inputs, resume=True) as run:
-            yield run.result
+        with artifact.create(settings.output, "run", command, settings, inputs, resume=True) as made:
+            yield run
+            made.result = run.result
 
 
 @contextmanager
 def threads_at_rest() -> Iterator[None]:
-    """Give gloo's threads a moment at the end: one that still lets go of a tensor while Python ends aborts the process.
-
-    Destroying the groups would not end those threads: DeepSpeed keeps references to two of them.
-    """
+    """Give gloo's threads a moment at the end."""
     try:
         yield
     finally:
         if torch.distributed.is_initialized():
+            # One that still lets go of a tensor while Python ends aborts the process: one exit in fifty.
+            # Destroying the groups would not end those threads: DeepSpeed keeps references to two of them.
             time.sleep(0.2)
 
 
-def train(stage: Stage, model_dir: Path, blocks: Blocks, progress: Progress | None = None) -> dict[str, Any]:
+def train(run: Run, blocks: Blocks, progress: Progress | None = None) -> dict[str, Any]:
     """Load the model, train it on the blocks, save and re-open the adapter; returns steps, tokens and mean loss.
 
     Raises:
         UserError: what `check_choice` refuses, a rate or a budget that is not above 0, no such LoRA target, a save that
             does not reopen.
     """
+    settings, base, parts, start = run.settings, run.base, run.parts, run.start
     for name in ("embedding_learning_rate", "max_minutes"):
-        value = getattr(stage, name)
+        value = getattr(settings, name)
         if value is not None and value <= 0:
             raise UserError(f"{name} {value}: it must be above 0")
-    check_choice(stage, model_dir, blocks.ids.shape[1], is_deepspeed_zero3_enabled())
-    set_seed(stage.train.seed)
-    if stage.train.deepspeed:
+    check_choice(parts, base, start, blocks.ids.shape[1], is_deepspeed_zero3_enabled())
+    # LoRA's A and prompts are drawn while the model loads, before the Trainer sets its seed.
+    set_seed(settings.train.seed)
+    if settings.train.deepspeed:
         import deepspeed
 
-        # Before the model: ZeRO-3 shares its weights out while they load. On CPU nothing else would do it in time.
+        # Before the model: ZeRO-3 shares weights out while they load. On CPU nothing else does it in time.
         deepspeed.init_distributed()
-        # Over connections that stand already: a rank that is gone breaks them here, where the groups that DeepSpeed
-        # makes next would wait for it for half an hour.
+        # Over connections that stand already: a rank that is gone breaks them here, where the groups that
+        # DeepSpeed makes next would wait for it for half an hour.
         torch.distributed.barrier()
         remove_shared_file(torch.distributed.get_rank())
-    method, full = method_of(stage), stage.body == "full"
-    dtype = compute_dtype(stage.train)
-    model = load_trainable(model_dir, stage.embeddings, method, dtype, full=full, quantise=stage.quantise)
-    set_start(model, stage, blocks[0]["input_ids"])
+    model = load_trainable(base, parts, compute_dtype(settings.train), kind=settings.train.device.type)
+    set_start(model, parts, start, blocks[0]["input_ids"])
     say(describe(model))
-    return BlockTrainer(model, stage, method, blocks, load(model_dir, "--model"), model_dir, progress).run()
+    return BlockTrainer(model, settings, base, start, blocks, progress).run()
 
 
 def compute_dtype(arguments: TrainingArguments) -> torch.dtype:

@@ -6,60 +6,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, TrainingArguments
-
-from zhllama import artifact
+from zhllama.artifact import Input, create, read_record
 from zhllama.config import UserError
-from zhllama.conversation.mixture import build_mixture, print_mixture
+from zhllama.conversation.mixture import Mixture, build_mixture, print_mixture
 from zhllama.conversation.settings import InstructionSource, MixtureSettings
-from zhllama.model.adapter import Body, Embeddings, LoraSettings
-from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings
-from zhllama.model.trainable import check_parts
-from zhllama.model.weights import check_block_size, read_config
+from zhllama.model.adapter import Embeddings, LoraSettings
+from zhllama.model.directory import ModelDirectory
 from zhllama.pack.conversations import pack_conversations
+from zhllama.stop import remove
 from zhllama.terminal import say
-from zhllama.tokenizer.load import load
 from zhllama.tokenizer.template import check_marks
-from zhllama.train.choice import start_of
+from zhllama.train.preview import write_preview
 from zhllama.train.progress import Progress, ProgressSettings
-from zhllama.train.run import check_arguments, run_directory, train, training_defaults
+from zhllama.train.run import begin_run, train
+from zhllama.train.settings import TrainingSettings, check_arguments
 
 
-@dataclass
-class SftConfig:
+@dataclass(kw_only=True)
+class SftConfig(TrainingSettings):
     """Tune a model on a mixture of instruction files; loss on the replies and their EOS only."""
 
-    model: str
-    """Model directory, its chat template inside."""
     data: list[InstructionSource]
     """Instruction files: Alpaca, pCLUE, translation pairs, BELLE, ShareGPT, OpenAI messages."""
-    output: str
-    """Run directory; an unfinished one is continued from its last checkpoint."""
     block_size: int = 1024
     """Tokens per block; conversations are packed whole."""
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     embeddings: Embeddings = "none"
-    """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
-    body: Body = "lora"
-    """What of the layers trains: LoRA, all their parameters (full), or nothing; or a prompt beside them instead: a
-    prefix, or LLaMA-Adapter's (adaption)."""
-    embedding_learning_rate: float | None = None
-    """Learning rate of the embedding rows; train.learning_rate by default."""
+    """Train these embedding rows: the new ones, all, or none (pretraining has trained them)."""
+    # Rank and alpha are alpaca-lora's: replies are less to learn than a language.
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
-    prefix: PrefixSettings = field(default_factory=PrefixSettings)
-    adaption: AdaptionSettings = field(default_factory=AdaptionSettings)
-    adapter: str | None = None
-    """Run directory of an earlier run on the same model, whose adapter goes on training; it must not be merged."""
-    quantise: bool = False
-    """Hold the frozen layers in 4 bits (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
-    max_minutes: float | None = None
-    """Stop after this many minutes of training; the schedule follows the speed of the steps."""
     progress: ProgressSettings = field(default_factory=ProgressSettings)
-    train: TrainingArguments = field(kw_only=True)
-    """Any field of transformers.TrainingArguments."""
+    dry_run: bool = False
+    """Train nothing: write what the run would learn from into OUTPUT-dry-run, which the next dry run replaces."""
 
-    defaults = staticmethod(training_defaults)
-    check = staticmethod(check_arguments)
+    @staticmethod
+    def check(values: Any) -> None:
+        """Refuse what training would fail on late; a dry run starts nothing that training needs."""
+        if values.dry_run:
+            values.train.deepspeed, values.train.use_cpu = None, True
+        else:
+            check_arguments(values.train)
+
+
+@dataclass(kw_only=True)
+class MixConfig(SftConfig):
+    """Preview the mixture of an sft recipe: the former name of `sft --dry-run`."""
+
+    output: str
+    """Report directory: report.html, examples.jsonl and the table in run.json."""
+    dry_run: bool = True
+    """Whether nothing is trained; this command never trains."""
 
 
 def sft(config: SftConfig) -> None:
@@ -69,44 +65,66 @@ def sft(config: SftConfig) -> None:
         UserError: a file without one good row, no chat template, every conversation longer than a block, prompts for
             a prefix to answer.
     """
-    model_dir, inputs, tokenizer = open_inputs(config)
-    check_block_size(config.block_size, model_dir)
-    check_parts(model_dir, config.embeddings, config.body, allow_frozen=True)
+    base, inputs = _open_inputs(config)
+    if config.dry_run:
+        output = f"{config.output.rstrip('/')}-dry-run"
+        # Only what a dry run has written makes room.
+        if read_record(output).get("settings", {}).get("dry_run"):
+            remove(Path(output))
+        _preview(config, "sft", output, base, inputs)
+        return
+    base.check_block_size(config.block_size)
     if config.body == "prefix" and (config.progress.prompts or config.progress.prompts_file):
         raise UserError(
             "progress.prompts: a prefix cannot answer while it trains; leave them out and use zhllama chat --adapter"
         )
-    inputs |= start_of(config)
-    with run_directory(config, "sft", inputs) as result:
-        mixture = build_mixture(config.data, config.mixture, tokenizer, config.block_size)
-        print_mixture(mixture)
-        positions = int(read_config(model_dir)["max_position_embeddings"])
-        progress = Progress(
-            config.progress, mixture, tokenizer, positions, config.block_size, config.train.seed
-        )
+    with begin_run(config, "sft", base, inputs, allow_frozen=True) as run:
+        # On every rank: the seed makes them the same, and nothing is sent around.
+        mixture = _mixture(config, base)
+        progress = Progress(config.progress, mixture, base, config.block_size, config.train.seed)
+        tokenizer = base.chat_tokenizer
+        # Any id would do: padding has no label, and nothing sees it.
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         blocks = pack_conversations(progress.training, config.block_size, padding)
-        outcome = train(config, model_dir, blocks, progress)
-        result.update(outcome, mixture=mixture.table, blocks=len(blocks), **progress.result)
+        outcome = train(run, blocks, progress)
+        run.result.update(outcome, mixture=mixture.table, blocks=len(blocks), **progress.result)
     say(
         f"{config.output}: {outcome['steps']} steps on {len(progress.training):,} conversations in {len(blocks):,} blocks"
     )
 
 
-def open_inputs(config: SftConfig) -> tuple[Path, dict[str, Path], Any]:
-    """The model directory, every input by its name, and the model's tokenizer.
+def mix(config: MixConfig) -> None:
+    """`sft --dry-run` into the very directory that --output names, as this command did before."""
+    _preview(config, "mix", config.output, *_open_inputs(config))
+
+
+def _preview(
+    config: SftConfig, command: str, output: str, base: ModelDirectory, inputs: dict[str, Input]
+) -> None:
+    with create(output, "report", command, config, {"model": base, **inputs}) as run:
+        run.result = write_preview(run.path, _mixture(config, base), base.chat_tokenizer)
+    say(f"{run.path}: {run.result['rows']:,} rows, {run.result['tokens']:,} tokens, report.html")
+
+
+def _open_inputs(config: SftConfig) -> tuple[ModelDirectory, dict[str, Input]]:
+    """The model, and every other input by its name.
 
     Raises:
         UserError: no such model or file, a source that contradicts itself, no chat template.
     """
-    model_dir = artifact.require(config.model, "model", "--model")
-    inputs = {"model": model_dir} | {f"data{i}": source.checked() for i, source in enumerate(config.data)}
+    base = ModelDirectory.open(config.model)
+    inputs: dict[str, Input] = {f"data{i}": source.checked() for i, source in enumerate(config.data)}
     inputs |= {f"evaluation{i}": Path(file) for i, file in enumerate(config.mixture.evaluation)}
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"--model {model_dir}: no chat template inside; run merge-tokenizer --template NAME first"
-        )
-    loaded = load(model_dir, "--model")
-    check_marks(tokenizer.chat_template, loaded.roles(), loaded.special_tokens(), f"--model {model_dir}")
-    return model_dir, inputs, tokenizer
+    if base.tokenizer.chat_template is None:
+        raise UserError(f"--model {base}: no chat template inside; run merge-tokenizer --template NAME first")
+    marks = base.tokenizer.special_tokens()
+    # A mark that is no token is learnt letter by letter, and nothing ends a reply.
+    check_marks(base.tokenizer.chat_template, base.tokenizer.roles(), marks, f"--model {base}")
+    return base, inputs
+
+
+def _mixture(config: SftConfig, base: ModelDirectory) -> Mixture:
+    """What the run learns from; its table on the terminal."""
+    mixture = build_mixture(config.data, config.mixture, base.chat_tokenizer, config.block_size)
+    print_mixture(mixture)
+    return mixture

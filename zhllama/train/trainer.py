@@ -6,11 +6,11 @@ import math
 import os
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from zhllama.config import UserError
 from zhllama.model.adapter import (
     LoraSettings,
-    Method,
+    RunDirectory,
     gathered_state,
     load_adapter,
     parameter_count,
@@ -26,12 +26,12 @@ from zhllama.model.adapter import (
     save_adapter,
 )
 from zhllama.model.change import norms_of_change
+from zhllama.model.directory import ModelDirectory
 from zhllama.model.fast.loss import IGNORED
 from zhllama.model.operations import flops_of
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
-from zhllama.tokenizer.load import Loaded
 from zhllama.train.callbacks import LookCallback, Readings, RunCounts, StepCallback
 from zhllama.train.checkpoint import (
     check_saved,
@@ -41,23 +41,14 @@ from zhllama.train.checkpoint import (
     remove_others,
     seal,
 )
-from zhllama.train.choice import Choice
 from zhllama.train.metrics import METRICS, LossTally, plot_loss, read_metrics
 from zhllama.train.progress import Progress
+from zhllama.train.settings import TrainingSettings
 
 
 def is_first_rank() -> bool:
     """Whether this process writes and talks."""
     return os.environ.get("RANK", "0") == "0"
-
-
-class Stage(Choice, Protocol):
-    """What the settings of pretrain and sft share."""
-
-    output: str
-    embedding_learning_rate: float | None
-    max_minutes: float | None
-    train: TrainingArguments
 
 
 class BlockTrainer(Trainer):
@@ -68,29 +59,31 @@ class BlockTrainer(Trainer):
     def __init__(
         self,
         model: TrainableModel,
-        stage: Stage,
-        method: Method | None,
+        settings: TrainingSettings,
+        base: ModelDirectory,
+        start: RunDirectory | None,
         blocks: Blocks,
-        tokenizer: Loaded,
-        base: Path,
         progress: Progress | None = None,
     ) -> None:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(stage.output) / "logs")
-        super().__init__(model=model, args=stage.train, train_dataset=blocks)
+        # transformers 5 takes this folder from the environment alone.
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(settings.output) / "logs")
+        super().__init__(model=model, args=settings.train, train_dataset=blocks)
         self.model_accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
-        self.stage, self.method, self.base_directory = stage, method, base
+        self.settings, self.method, self.base, self.start = settings, settings.parts().method, base, start
         # The Trainer's own hook would scale the noise by the length of a block, not of a document in it.
-        model.noise, self.neftune_noise_alpha = stage.train.neftune_noise_alpha, None
+        model.noise, self.neftune_noise_alpha = settings.train.neftune_noise_alpha, None
         self.counts = RunCounts()
-        self.tally = LossTally(tokenizer, model.config.vocab_size, self.args.device)
+        self.tally = LossTally(base.tokenizer, model.config.vocab_size, self.args.device)
         model.on_loss = self.tally.add
+        # StepCallback's line has what theirs lack: bits per byte, the time left of a budget.
         for quiet in (PrinterCallback, ProgressCallback):
             self.remove_callback(quiet)
         readings = Readings(self.counts, self.flops_per_step, self.changes, self.step_was_skipped)
-        clock = StepCallback(readings, stage.max_minutes)
+        clock = StepCallback(readings, settings.max_minutes)
+        # Before the looks, which ask whether it has ended the run.
         self.add_callback(clock)
         if progress is not None:
-            self.add_callback(LookCallback(progress, model, Path(stage.output), clock, self.log))
+            self.add_callback(LookCallback(progress, model, Path(settings.output), clock, self.log))
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the last checkpoint where there is one, and save adapter and plots."""
@@ -103,9 +96,10 @@ class BlockTrainer(Trainer):
             remove_others(output, limit=None)
             self._check_space()
         outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        # A budget may end a run after its last checkpoint.
         self.save_model()
         if is_first_rank():
-            check_saved(output, self.model, self.base_directory, True, self.stage.adapter)
+            check_saved(output, self.model, self.base, True, self.start)
             plot_loss(output)
         losses = [line["loss"] for line in read_metrics(output / METRICS)]  # those before a resume included
         mean = fmean(losses) if losses else outcome.training_loss
@@ -114,6 +108,8 @@ class BlockTrainer(Trainer):
     # Trainer's own hooks from here on.
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        # Of all micro-batches and ranks of a step, so that each token weighs the same. The Trainer then
+        # multiplies the loss by the number of ranks, over which gradients are averaged.
         learnt = sum(int((batch["labels"][..., 1:] != IGNORED).sum()) for batch in batch_samples)
         count = torch.tensor(learnt, device=device)
         if self.args.world_size > 1:
@@ -124,11 +120,10 @@ class BlockTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The Trainer's, but a loss that is no number ends the run before it reaches the weights.
-
-        The Trainer itself would log the average of the losses before, and go on.
-        """
+        """The Trainer's, but a loss that is no number ends the run before it reaches the weights."""
+        # The Trainer itself would log the average of the losses before, and go on.
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # All ranks stop, or none: the others would wait for one that is gone.
         here = torch.isfinite(loss.detach()).logical_not()
         anywhere = here.to(torch.int32)
         if self.args.world_size > 1:
@@ -170,7 +165,7 @@ class BlockTrainer(Trainer):
     def changes(self) -> dict[str, float]:
         """Norms of the change of each part since the base; under ZeRO-3 for all ranks to call."""
         scale = self.method.scale if isinstance(self.method, LoraSettings) else 0.0
-        return norms_of_change(self.model, self.base_directory, scale)
+        return norms_of_change(self.model, self.base, scale)
 
     def step_was_skipped(self) -> bool:
         """Whether the last step's gradients overflowed float16."""
@@ -178,6 +173,7 @@ class BlockTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add bits per byte and tokens to the Trainer's own line."""
+        # A look's line has none: it comes from the first rank alone, and counting takes all ranks.
         if "loss" in logs:
             logs |= self.tally.take(self.args.world_size)
             logs["tokens"] = self.counts.tokens
@@ -187,14 +183,16 @@ class BlockTrainer(Trainer):
         """Groups of parameters: matrices with weight decay, vectors without, embedding rows at their own rate."""
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            rate = self.stage.embedding_learning_rate
+            rate = self.settings.embedding_learning_rate
             rate = self.args.learning_rate if rate is None else rate
+            # AdamW decays rows that a batch does not hold, at a gradient of 0: rare ones would fade.
             groups: dict[str, dict[str, Any]] = {
                 "matrices": {"params": [], "weight_decay": self.args.weight_decay},
                 "vectors": {"params": [], "weight_decay": 0.0},
                 "rows": {"params": [], "weight_decay": 0.0, "lr": rate},
             }
             for key, parameter in self.model.trainable().items():
+                # ZeRO-3 leaves the parameter itself empty.
                 shape = getattr(parameter, "ds_shape", parameter.shape)
                 kind_of = "matrices" if len(shape) > 1 else "vectors"
                 groups["rows" if part_of(key) in ("new rows", "embeddings") else kind_of]["params"].append(
@@ -205,12 +203,13 @@ class BlockTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Under a time budget: warm-up and cosine over `planned_steps`, kept up to date by StepCallback."""
-        if self.stage.max_minutes is None:
+        if self.settings.max_minutes is None:
             return super().create_scheduler(num_training_steps, optimizer)
         self.counts.planned_steps = num_training_steps
 
         def factor(step: int) -> float:
             warm = self.args.get_warmup_steps(self.counts.planned_steps)
+            # Never 0, unlike transformers': a budget may hold few steps.
             if step < warm:
                 return float((step + 1) / (warm + 1))
             return 0.5 + 0.5 * math.cos(
@@ -222,21 +221,23 @@ class BlockTrainer(Trainer):
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter and, for a checkpoint, re-open it; under ZeRO-3 every rank takes part in gathering."""
+        """Write the adapter and, for a checkpoint, re-open it."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save and _internal_call:
             self._check_space()
+        # On every rank: ZeRO-3 makes a parameter whole by all of them.
         state = gathered_state(self.model.trainable(), self.args.should_save)
         if self.args.should_save:
             config, count = self.model.config, self.model.new_row_count
-            save_adapter(folder, state, self.method, self.base_directory, config, count)
+            save_adapter(folder, state, self.method, self.base, config, count)
         if self.args.should_save and _internal_call:
             # The first step of a warm-up has a learning rate of zero.
             moved = self.state.global_step > self.args.get_warmup_steps(self.state.max_steps)
-            check_saved(folder, self.model, self.base_directory, moved, self.stage.adapter)
+            check_saved(folder, self.model, self.base, moved, self.start)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's, sealed when every rank has written, and old ones deleted only then."""
+        # The Trainer would delete old ones before the new one is sealed: a kill in between would leave none.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
@@ -261,6 +262,7 @@ class BlockTrainer(Trainer):
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         fits = optimizer_fits(Path(resume_from_checkpoint), True, self.args.world_size)
+        # Now, as DeepSpeed copies parameters into its float32 masters when it starts.
         if not fits:
             load_adapter(self.model.trainable(), Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -281,8 +283,10 @@ class BlockTrainer(Trainer):
             "or data repeats or is skipped"
         )
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        # A schedule sets rates in its next step only.
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
+    # The Trainer's would look for the files of a whole model.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_adapter(self.model.trainable(), Path(resume_from_checkpoint))
