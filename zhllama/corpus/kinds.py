@@ -41,7 +41,7 @@ def count_kinds(corpora: Sequence[Corpus]) -> Counter[str]:
 
 
 def _documents(corpora: Sequence[Corpus]) -> Iterator[tuple[str, str]]:
-    for file in (file for corpus in corpora for file in list_files(corpus.path)):
+    for file in (file for corpus in corpora for file in list_files(corpus)):
         for number, row in read_rows(file, "utf-8", lists=False, halves=True):
             if not (
                 isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("source", "text"))

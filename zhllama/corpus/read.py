@@ -74,8 +74,8 @@ def check_weights(corpora: Sequence[str], weights: Sequence[float]) -> None:
         raise UserError(f"--weight {wrong[0]}: it must be more than 0")
 
 
-def read_documents(source: Path) -> Iterator[str]:
-    """Every document of a corpus directory, a file, a folder of files, or a dataset of a hub, in a fixed order.
+def read_documents(source: Path | Corpus) -> Iterator[str]:
+    """Every document of a corpus, opened or by its path, of a file, a folder of files, or a hub's dataset, in a fixed order.
 
     Files are taken in sorted order of their paths. A .txt is split at blank lines where it has any between
     its lines, otherwise it is one document (one per line beyond 64 million characters). Newlines inside
@@ -88,7 +88,7 @@ def read_documents(source: Path) -> Iterator[str]:
     return _texts(source, list_files(source))
 
 
-def list_files(source: Path) -> list[Path]:
+def list_files(source: Path | Corpus) -> list[Path]:
     """The readable files of a corpus directory, a folder (recursive) or a single file, sorted by path.
 
     Of a directory that `datasets` saved they are what it holds, in its order; of hf:NAME it is that name and its commit.
@@ -98,7 +98,8 @@ def list_files(source: Path) -> list[Path]:
         UserError: no such path, an unfinished corpus or another kind of directory, a folder that cannot be opened,
             no file of a kind we read, one whose reader is not installed, a name that no hub knows.
     """
-    source = Path(source)
+    opened = source if isinstance(source, Corpus) else None
+    source = Path(str(source))
     if tables.is_named(source):
         return [tables.pinned(source)]
     if not source.exists():
@@ -107,7 +108,7 @@ def list_files(source: Path) -> list[Path]:
         if not source.name.lower().endswith(GIVEN):
             raise UserError(f"{source}: unsupported extension; use one of {' '.join(GIVEN)}")
         return _readable([source])
-    if Corpus.open(source).record:
+    if (opened or Corpus.open(source)).record:
         return sorted(source.glob(CORPUS_FILES))
     files, others = _walk(source)
     if not files:
@@ -218,7 +219,7 @@ def guess_split(lines: Iterator[str]) -> tuple[Split, Iterator[str]]:
     return "file", iter(ahead)
 
 
-def _texts(source: Path, files: list[Path]) -> Iterator[str]:
+def _texts(source: Path | Corpus, files: list[Path]) -> Iterator[str]:
     found = False
     for file in files:
         for passage in read_file(file, Layout()):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zhllama.config import UserError, split_pair
-from zhllama.corpus.read import read_documents
+from zhllama.corpus.read import Corpus, read_documents
 from zhllama.model.fast.loss import IGNORED
 from zhllama.model.trainable import TrainableModel
 from zhllama.terminal import track
@@ -59,7 +59,7 @@ def measure(
     }
 
 
-def read_front(source: Path, max_bytes: int) -> list[str]:
+def read_front(source: Path | Corpus, max_bytes: int) -> list[str]:
     """Whole documents from the front of a file or corpus until `max_bytes` bytes; 0 reads all."""
     documents: list[str] = []
     size = 0

@@ -109,7 +109,7 @@ def probe_init(config: ProbeConfig) -> None:
     inputs: dict[str, artifact.Input] = {"model": source, "tokenizer": new.opened, "corpus": corpus}
     with artifact.create(config.output, "report", "probe-init", config, inputs) as run:
         base = source.tokenizer
-        front, tail = split(config, corpus.path)
+        front, tail = split(config, corpus)
         training = _training(config, front, new, int(new.opened.result["first_new"]))
         english = bits.read_front(bits.passages()["english"], 0)
         texts = [Text.of(documents, new, config.block_size) for documents in (tail, english)]
@@ -136,7 +136,7 @@ def probe_init(config: ProbeConfig) -> None:
     say(f"zhllama resize-embeddings {flags}")
 
 
-def split(config: ProbeConfig, corpus: Path) -> tuple[list[str], list[str]]:
+def split(config: ProbeConfig, corpus: Path | Corpus) -> tuple[list[str], list[str]]:
     """What is trained on and what follows it, out of no more of the corpus than the steps can use."""
     # No more is read than trains and judges: a corpus may be of many gigabytes.
     needed = config.steps * config.batch_size * config.block_size * BYTES_PER_TOKEN

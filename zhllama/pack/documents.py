@@ -123,7 +123,7 @@ def pack(config: PackConfig) -> None:
 
 
 def _tokenise(config: PackConfig, corpus: Corpus, file: Path, tokenizer: Loaded) -> FittedCorpus:
-    documents = track(read_documents(corpus.path), f"tokenising {corpus.path.name}")
+    documents = track(read_documents(corpus), f"tokenising {corpus.path.name}")
     encoded = encode_to_file(documents, tokenizer, file, _threads(config))
     return _fitted(config, corpus.flag, str(corpus), encoded)
 
