@@ -75,7 +75,7 @@ def check_weights(corpora: Sequence[str], weights: Sequence[float]) -> None:
 
 
 def read_documents(source: Path | Corpus) -> Iterator[str]:
-    """Every document of a corpus, opened or by its path, of a file, a folder of files, or a hub's dataset, in a fixed order.
+    """Every document of a corpus (opened, or by its path), a file, a folder or a hub's dataset, in a fixed order.
 
     Files are taken in sorted order of their paths. A .txt is split at blank lines where it has any between
     its lines, otherwise it is one document (one per line beyond 64 million characters). Newlines inside
