@@ -6,7 +6,7 @@ export DS_ACCELERATOR ?= cpu
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint docs setup clean
+.PHONY: demo test lint docs wheel setup clean
 
 setup: .venv/ready
 
@@ -36,5 +36,10 @@ lint: setup
 docs:
 	$(PYTHON) .ci/module_map.py
 
+# Into dist/. What setuptools left of an older build would go into the wheel too.
+wheel: setup
+	rm -rf build/lib build/bdist.*
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 clean:
-	rm -rf .venv build
+	rm -rf .venv build dist

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,12 @@ def finished(process: subprocess.Popen[bytes]) -> None:
     _, problem = process.communicate()
     if process.returncode:
         raise SystemExit(problem.decode()[-500:])
+
+
+def is_done(output: Path) -> bool:
+    """Whether a run has written its result, which it does last."""
+    record = output / "run.json"
+    return record.is_file() and "result" in json.loads(record.read_text(encoding="utf-8"))
 
 
 def stage_of(output: Path) -> str:
@@ -141,10 +148,12 @@ def main() -> None:
                 process.wait(source.uniform(0, seconds))
             except subprocess.TimeoutExpired:
                 stage = stage_of(folder / "out")
-                if victim := kill(process, source):
+                victim = kill(process, source)
+                if victim and not is_done(folder / "out"):
                     kills.append((stage, victim))
                     continue
-            finished(process)
+            if process.returncode != -signal.SIGKILL:  # or it was killed while it ended, its work done
+                finished(process)
             if written(folder / "out") != expected:
                 raise SystemExit(f"other bytes after {kills}")
             compared += 1

@@ -11,21 +11,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from docstring_parser import parse_from_object
 
-from zhllama import cli
-from zhllama.cli import COMMANDS, HIDDEN, STAGES, main
+from zhllama import cli, extras
+from zhllama.cli import COMMANDS, EXTRAS, HIDDEN, STAGES, main
 from zhllama.config import SHOWN, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "zhllama").rglob("*.py"))
 # A module imports from its own floor and from those before it; a new noun gets its place here.
-# (`workers` is on the ground floor since corpora and conversations are worked on in processes, and it knows neither.)
-GROUND = {"config", "stop", "workers", "artifact", "terminal", "page", "device", "rows"}
+# (`workers` is on the ground floor since corpora and conversations are worked on in processes, and it knows neither;
+# `decode` and `tables` since `rows`, the one reader, is.)
+GROUND = {
+    *("mistake", "config", "stop", "workers", "artifact", "terminal", "page", "device", "extras", "recipes"),
+    *("decode", "tables", "rows"),
+}
 FLOORS = (
     GROUND,
     {"corpus"},
@@ -65,6 +70,18 @@ def fake_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS, "fake", (f"{__name__}:fake", "for tests"))
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--what", "care"]])
+def test_a_command_without_its_extra_ends_before_anything_of_it_is_imported(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "fake", ("zhllama.no_such_module:fake", "for tests"))
+    monkeypatch.setitem(EXTRAS, "fake", "clean")
+    monkeypatch.setattr(extras, "packages_of", lambda extra: ["no-such-package"])
+    assert exit_code("fake", *arguments) == 2
+    line = "fake needs the extra [clean]: pip install 'zhllama[clean]' (not installed: no-such-package)"
+    assert capsys.readouterr() == ("", f"zhllama fake: error: {line}\n")
+
+
 def exit_code(*arguments: str) -> Any:
     with pytest.raises(SystemExit) as stopped:
         main(list(arguments))
@@ -93,6 +110,11 @@ def test_help_lists_every_command_under_its_stage(
         after = lines.index(f"{stage}:".split(maxsplit=1)) + 1
         assert [line[0] for line in lines[after : after + len(commands)]] == list(commands)
         assert lines[after + len(commands)] == []
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"zhllama {version('zhllama')}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -166,7 +188,8 @@ def test_the_launchers_local_rank_is_no_setting(
     fake_command: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["fake", "--local_rank=1", "--what", "care"])
-    assert capsys.readouterr().out == "ran with care\n"
+    main(["--local_rank=0", "fake", "--what", "care"])  # deepspeed --module zhllama fake
+    assert capsys.readouterr().out == "ran with care\n" * 2
 
 
 def test_a_users_mistake_exits_2_with_one_line(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from zhllama.cli import COMMANDS
 from zhllama.config import UserError, as_given, parse, split_pair
@@ -62,6 +63,8 @@ class Settings:
     """A switch."""
     inner: Inner = field(default_factory=Inner)
     """A group."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """A number by name."""
 
     def __post_init__(self) -> None:
         if self.block_size < 8:
@@ -161,6 +164,10 @@ def test_rows_are_given_one_by_one_or_as_a_list() -> None:
     assert rows == [Row("a", 3), Row("b"), Row("c")]
 
 
+def test_an_entry_of_a_mapping_is_a_flag() -> None:
+    assert settings("--shares.news", "0.5", "--shares.web", "1").shares == {"news": 0.5, "web": 1.0}
+
+
 def test_a_list_inside_a_group_is_yaml() -> None:
     assert settings("--inner.names", "[q, v]").inner.names == ["q", "v"]
 
@@ -237,6 +244,16 @@ def test_a_command_without_required_settings_needs_no_argument() -> None:
             ["--rows", "{file: x"],
             "--rows {file: x: not YAML in line 1: expected ',' or '}', but got '<stream end>'",
         ),
+        (["--rows", "{samples: 3}"], "rows: missing --file; see --help"),
+        (["--inner", "{rank: x}"], "inner.rank x: it must be a whole number"),
+        (["--inner", "{rnak: 1}"], "unknown setting 'inner.rnak': did you mean 'inner.rank'?"),
+        (
+            ["--inner", "{rank"],
+            "--inner {rank: not YAML in line 1: expected ',' or '}', but got '<stream end>'",
+        ),
+        (["--shares", "{news: all}"], "shares {news: all}: it must be a mapping of text to a number"),
+        (["--shares.news", "all"], "shares {'news': 'all'}: it must be a mapping of text to a number"),
+        (["--zzz"], "unknown setting 'zzz'; see --help"),
         (["--text"], "--text: give it a value"),
         (["--text", "--fast"], "--text: give it a value"),
         (["--block-size"], "argument --block_size: expected one argument"),
@@ -258,10 +275,38 @@ def test_a_mistaken_flag_gets_one_line(arguments: list[str], line: str) -> None:
         ("rows:\n- {fil: x}\n", "rows: unknown setting 'fil': did you mean 'file'?"),
         ("block_size: abc\n", "block_size abc: it must be a whole number"),
         ("text: a\n", "text a: it must be a list such as [a, b]"),
+        ("text: [a, 1]\n", "text 1: it must be a list such as [a, b]"),
+        ("policy: [union]\n", "policy ['union']: it must be one of lossless, union"),
+        ("rows: [x]\n", "rows x: it must be a list such as [{file: ..., samples: ...}]"),
+        ("rows:\n- {file: x, samples: y}\n", "rows: samples y: it must be a whole number"),
+        ("rows:\n- {samples: 1}\n", "rows: missing --file; see --help"),
+        ("inner.rank: x\n", "inner.rank x: it must be a whole number"),
+        ("inner: 3\n", "inner 3: a group; set --inner.NAME"),
+        ("1: 2\n", "unknown setting '1'; see --help"),
     ],
 )
 def test_a_mistaken_recipe_line_gets_one_line(tmp_path: Path, content: str, line: str) -> None:
     assert refusal("--config", recipe(tmp_path, content)) == line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--blok-size", "16"], "unknown setting 'blok_size': did you mean 'block_size'?"),
+        (["--block-size", "abc"], "block_size abc: it must be a whole number"),
+        (["--rows", "{fil: x}"], "rows: unknown setting 'fil': did you mean 'file'?"),
+        (["--inner", "x"], "inner x: a group; set --inner.NAME"),
+    ],
+)
+def test_the_line_owes_nothing_to_the_words_of_jsonargparse(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: ArgumentParser, message: str, ex: Exception | None = None) -> None:
+        raise ArgumentError(None, "other words")
+
+    monkeypatch.setattr(ArgumentParser, "error", refuse)
+    assert refusal(*arguments) == line
+    assert refusal("stray") == "other words"
 
 
 @pytest.mark.parametrize(
@@ -362,6 +407,7 @@ def test_settings_as_given_are_plain_json() -> None:
         "rows": [{"file": "a", "samples": 3}],
         "fast": True,
         "inner": {"rank": 4, "rate": 0.5, "names": ["a"]},
+        "shares": {},
     }
 
 

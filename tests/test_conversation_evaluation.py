@@ -1,9 +1,12 @@
 """What of a mixture occurs in evaluation files."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from zhllama.config import UserError
@@ -58,6 +61,38 @@ def test_rows_without_a_reply_beside_rows_with_one_are_passed_over(tmp_path: Pat
         4,
     ]
     assert read_questions(put(tmp_path, rows)) == ["一", "二"]
+
+
+def test_tables_of_questions_are_read_by_their_first_row(tmp_path: Path) -> None:
+    file = put(
+        tmp_path, ["id,Question,A,B,Answer", '1,"问 一，\n两行",甲,乙,A', "2,问二,甲,乙,B"], "exam.csv"
+    )
+    assert read_questions(file) == ["问一,两行", "问二"]
+    (tmp_path / "exam.tsv.gz").write_bytes(gzip.compress("Prompt\tAnswer\n问一\t答\n".encode("gbk")))
+    assert read_questions(tmp_path / "exam.tsv.gz") == ["问一"]
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["问一"]}), tmp_path / "exam.parquet")
+    assert read_questions(tmp_path / "exam.parquet") == ["问一"]
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    assert "no known format in columns a, b" in refusal(put(tmp_path, ["a,b", "1,2"], "a.csv"))
+
+
+def test_a_line_of_text_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    assert read_questions(put(tmp_path, ["[填空] 问一", "[1]"], "e.txt")) == ["[填空]问一"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"question": "\\ud83d"}', "half a character"),
+        (b'{"question": "\xff"}', "bytes that are no text"),
+    ],
+)
+def test_a_question_that_cannot_be_read_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
+    file = put(tmp_path, [{"question": LONG}] * 9)
+    file.write_bytes(file.read_bytes() + line)
+    assert refusal(file) == f"mixture.evaluation {file} line 10: {reason}; mend or delete it"
 
 
 def test_a_missing_evaluation_file_is_refused(tmp_path: Path) -> None:

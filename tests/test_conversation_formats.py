@@ -9,7 +9,7 @@ import pytest
 
 from zhllama.config import UserError
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect, read_row
-from zhllama.conversation.read import read_rows
+from zhllama.conversation.read import read_instructions
 from zhllama.conversation.turns import JOINED, UNANSWERED, UNASKED, even_turns
 
 ALPACA = {"instruction": "翻译", "input": "hello", "output": "你好"}
@@ -268,7 +268,7 @@ def test_turns_must_alternate_and_every_reply_say_something(roles: str, why: str
     ],
 )
 def test_real_files_are_read_whole(shared_data: Path, file: str, name: str, rows: int) -> None:
-    found = [row for _, row in read_rows(shared_data / file)]
+    found = [row for _, row in read_instructions(shared_data / file)]
     assert (detect(found, file), len(found)) == (name, rows)
     dropped: Counter[str] = Counter()
     for row in found:

@@ -1,9 +1,11 @@
 """Sources to one mixture: what is left out, drawn and counted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -241,6 +243,19 @@ def test_a_source_that_contradicts_itself_is_refused(
     assert str(refused.value) == f"data {file}: {what}"
 
 
+def test_sources_that_datasets_saved_or_streams_are_files_like_others(tmp_path: Path, chatml: Any) -> None:
+    datasets.disable_progress_bars()
+    (tmp_path / "name").mkdir()  # stands for one of a hub
+    plain = put(tmp_path / "name", ROWS[:4], "train.jsonl")
+    datasets.Dataset.from_list(ROWS[4:9]).save_to_disk(tmp_path / "saved")
+    given = [f"hf:{tmp_path}/name", str(tmp_path / "saved")]
+    mixture = build_mixture([InstructionSource(file) for file in given], EXACT, chatml, 512)
+    files = [plain, put(tmp_path, ROWS[4:9])]
+    same = build_mixture([InstructionSource(file) for file in files], EXACT, chatml, 512)
+    assert [one["file"] for one in mixture.table] == given
+    assert list(mixture.samples) == list(same.samples)
+
+
 def test_a_source_without_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         InstructionSource(f"{tmp_path}/none").checked()
@@ -264,3 +279,21 @@ def test_real_files_make_a_mixture(shared_data: Path, chatml: Any) -> None:
     assert counts(mixture) == [50] * 3
     assert sum(mixture.table[2]["tasks"].values()) == 50
     assert {"nli", "classify"} <= mixture.table[2]["tasks"].keys()
+
+
+def test_mended_turns_are_learnt_and_told(
+    tmp_path: Path, chatml: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [("user", "在吗？"), ("user", "怎么退货？"), ("assistant", "点退货。"), ("user", "好。")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    file = put(tmp_path, [row, {"messages": row["messages"][1:3]}])
+    mixture = build_mixture([InstructionSource(file)], EXACT, chatml, 512)
+    (one,) = mixture.table
+    assert one["shortened"] == {
+        "two turns of one speaker joined": {"rows": 1, "lines": [1]},
+        "a last request without a reply left out": {"rows": 1, "lines": [1]},
+    }
+    texts = sorted(chatml.decode(ids) for ids, _ in mixture.samples)
+    assert any("在吗？\n怎么退货？" in text and "好。" not in text for text in texts)
+    (strict,) = build_mixture([InstructionSource(file)], replace(EXACT, turns="drop"), chatml, 512).table
+    assert strict["dropped"] == {"turns do not alternate": {"rows": 1, "lines": [1]}}

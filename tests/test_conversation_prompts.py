@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from zhllama.config import UserError
@@ -90,9 +92,38 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     assert refusal(lambda: read_prompts(file, "--input")) == f"--input {file}: no row inside"
 
 
-def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+def test_lists_and_tables_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"instruction": "问"}] * 2, indent=1), encoding="utf-8")
+    (tmp_path / "a.csv").write_text('instruction,input\n问,\n"问",\n', encoding="utf-16")
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [QUESTION] * 2}), tmp_path / "a.parquet")
+    asked = [{"role": "user", "content": "问"}]
+    for name, messages in (("a.json", asked), ("a.csv", asked), ("a.parquet", QUESTION)):
+        assert read_prompts(tmp_path / name, "--input") == [messages, messages], name
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'{"instruction": "\\ud83d"}', "half a character"),
+        (b'{"instruction": NaN}', "give instruction"),
+        (b"[" * 99_999, "not JSON (nested too deep)"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(content)
+    assert refusal(lambda: read_prompts(file, "--input")).startswith(f"--input {file} line 1: {what}")
+
+
+def test_a_gbk_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_bytes('{"instruction": "问"}'.encode("gbk"))
+    assert read_prompts(file, "--input") == [[{"role": "user", "content": "问"}]]
+
+
+def test_a_file_in_no_encoding_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"instruction": "\xff"}')
     assert (
         refusal(lambda: read_prompts(file, "--input"))
         == f"--input {file}: not UTF-8 at byte 17; convert it with iconv"

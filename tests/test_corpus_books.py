@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from zhllama import decode
 from zhllama.config import UserError
-from zhllama.corpus import decode
 from zhllama.corpus.clean import CleanConfig, clean
 from zhllama.corpus.read import Layout, read_documents, read_file
 

@@ -2,9 +2,11 @@ import gzip
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from zhllama import cli
+from zhllama.artifact import fingerprint, read_record
 from zhllama.config import UserError
 from zhllama.corpus import pipeline as blocks
 from zhllama.corpus import rules
@@ -100,6 +102,52 @@ def test_duplicates_differ_in_white_space_only_and_can_be_kept(tmp_path: Path) -
     assert list(read_documents(output)) == [same[0], same[2]]
     output, result = run(tmp_path, corpus, "all", deduplicate=False)
     assert (result["documents"], result["dropped"]) == (3, {})
+
+
+def test_an_empty_first_file_is_passed_over(tmp_path: Path) -> None:
+    corpus = folder(tmp_path / "in")
+    (corpus / "0.txt").write_bytes(b"")
+    output, _ = run(tmp_path, corpus)
+    assert list(read_documents(output)) == [sentence(number) for number in range(20, 90)]
+
+
+def test_damage_costs_a_row_of_json(tmp_path: Path) -> None:
+    corpus = tmp_path / "a.jsonl"
+    rows = [json.dumps({"text": sentence(number)}, ensure_ascii=False).encode() for number in range(9)]
+    rows[3] = rows[3][:30] + b"\xff" + rows[3][31:]
+    corpus.write_bytes(b"\n".join(rows))
+    output, result = run(tmp_path, corpus, broken="skip")
+    assert list(read_documents(output)) == [sentence(number) for number in range(9) if number != 3]
+    assert result["skipped"] == {"rows": 1}
+    with pytest.raises(UserError, match=r"a.jsonl line 4: bytes that are no text"):
+        run(tmp_path, corpus, "stops")
+
+
+def test_what_datasets_saved_is_cleaned_in_its_files(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    whole = datasets.Dataset.from_list([{"text": sentence(number)} for number in range(90)])
+    whole.save_to_disk(tmp_path / "in", num_shards=3)
+    output, _ = run(tmp_path, tmp_path / "in", shard_megabytes=1e-9)  # a task for every file
+    assert list(read_documents(output)) == [sentence(number) for number in range(90)]
+    *_, last = sorted(output.glob("documents-*.jsonl"))
+    assert last.name == "documents-00002.jsonl"
+    first = json.loads(last.read_text(encoding="utf-8").splitlines()[0])
+    assert first["id"] == "data-00002-of-00003.arrow:1"
+
+
+def test_a_dataset_of_a_hub_is_cleaned(tmp_path: Path) -> None:
+    (tmp_path / "name").mkdir()  # stands for one
+    rows = "".join(json.dumps({"body": sentence(number)}) + "\n" for number in range(90))
+    (tmp_path / "name" / "validation.jsonl").write_text(rows, encoding="utf-8")
+    name = Path(f"hf:{tmp_path}/name:validation")
+    output, _ = run(tmp_path, name, key="body")
+    assert list(read_documents(output)) == [sentence(number) for number in range(90)]
+    commit = fingerprint(name)
+    assert read_record(output)["inputs"] == {"corpus": {"path": str(name), "fingerprint": commit}}
+    row = json.loads((output / "documents-00000-00000.jsonl").read_text(encoding="utf-8").splitlines()[3])
+    assert (row["source"], row["id"]) == (f"name@{commit}:validation", f"name@{commit}:validation:4")
+    sample, _ = run(tmp_path, name, "other", key="body", dry_run=True)
+    assert len(list(read_documents(sample))) == 90
 
 
 def test_gb18030(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from zhllama import extras
 from zhllama.config import UserError
 from zhllama.corpus.clean import CleanConfig, clean
 from zhllama.corpus.settings import Slurm
@@ -145,8 +146,11 @@ def test_slurm_without_partition_or_sbatch_is_refused(
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"Ray is not installed; run pip install 'zhllama\[ray\]'"):
+    monkeypatch.setattr(extras, "is_installed", lambda name: name != "ray")
+    monkeypatch.setattr(extras, "packages_of", lambda extra: [extra])
+    with pytest.raises(
+        UserError, match=r"--executor ray needs the extra \[ray\]: pip install 'zhllama\[ray\]'"
+    ):
         run(tmp_path / "out", executor="ray")
     assert not (tmp_path / "out").exists()
 

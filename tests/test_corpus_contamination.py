@@ -1,7 +1,11 @@
+import gzip
 import json
+import lzma
 import random
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from zhllama.config import UserError
@@ -60,6 +64,19 @@ def test_thirteen_letters_in_a_row_count_whatever_stands_between_them(tmp_path: 
     assert documents == [CLEAN + shared[:-1], CLEAN]
 
 
+def test_packed_files_and_tables_count_and_so_do_lists_by_line(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "evaluation", {"a.jsonl": json.dumps([QUESTIONS[0]]) + "\n[1]\n"})
+    (folder / "b.csv.gz").write_bytes(gzip.compress(f'"{QUESTIONS[1]}\n下一行",2\n'.encode("gb18030")))
+    (folder / "c.txt.xz").write_bytes(lzma.compress(f"\n{QUESTIONS[2]}".encode()))
+    parquet.write_table(pyarrow.table({"n": [1], "q": [[{"text": QUESTIONS[3]}]]}), folder / "d.parquet")
+    (folder / "e.json").write_text(json.dumps({"data": [QUESTIONS[4]]}, indent=1), encoding="utf-8")
+    documents, result, _ = run(tmp_path, [CLEAN, *(CLEAN[:12] + question for question in QUESTIONS)], folder)
+    assert documents == [CLEAN]
+    assert result["contaminated"] == dict.fromkeys(
+        ("a.jsonl", "b.csv.gz", "c.txt.xz", "d.parquet", "e.json"), 1
+    )
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -67,6 +84,10 @@ def test_thirteen_letters_in_a_row_count_whatever_stands_between_them(tmp_path: 
         ({"a.pdf": QUESTIONS[0]}, r"no text of 13 letters in .txt .json .jsonl .csv .tsv files inside"),
         ({"a.txt": CLEAN[:10]}, "no text of 13 letters"),
         ({"a.json": "{"}, r"--decontaminate: \S*a.json cannot be read"),
+        (
+            {"a.jsonl": '"\\ud83d"'},
+            r"--decontaminate: \S*a.jsonl cannot be read \(line 1: half a character\); mend",
+        ),
     ],
 )
 def test_a_folder_of_no_use_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:

@@ -2,13 +2,15 @@ import gzip
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
+from zhllama import decode, extras
 from zhllama.config import UserError
-from zhllama.corpus import decode, read
-from zhllama.corpus.read import Layout, list_files, read_documents, read_file
+from zhllama.corpus import read
+from zhllama.corpus.read import Layout, list_files, read_documents, read_file, says_encoding
 
 
 def texts(path: Path, layout: Layout | None = None) -> list[str]:
@@ -185,3 +187,142 @@ def test_parquet_without_the_column_or_with_other_values_is_refused(tmp_path: Pa
     parquet.write_table(pyarrow.table({"text": ["甲", None]}), path)
     with pytest.raises(UserError, match=r"a.parquet row 2: column 'text' holds None"):
         list(read_documents(path))
+
+
+ROWS = [{"text": text, "n": 1} for text in ("甲\n乙", "丙")]
+
+
+def saved(path: Path, **how: int) -> Path:
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(ROWS).save_to_disk(path, **how)  # type: ignore[arg-type]
+    return path
+
+
+def hub(path: Path) -> Path:
+    """A name for which a local folder stands."""
+    put(path / "train.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    return Path(f"hf:{path}")
+
+
+def test_tables_and_lists_are_read_where_they_are_given(tmp_path: Path) -> None:
+    for path in (
+        put(tmp_path / "a.json", json.dumps(ROWS, indent=1)),
+        put(tmp_path / "a.csv", 'n,text\r\n1,"甲\n乙"\r\n1,丙\r\n'),
+        put(tmp_path / "a.tsv.gz", gzip.compress('text\tn\n"甲\n乙"\t1\n丙\t1\n'.encode())),
+        saved(tmp_path / "saved"),
+        saved(tmp_path / "shards", num_shards=2),
+        tmp_path / "saved" / "data-00000-of-00001.arrow",
+        hub(tmp_path / "hub"),
+    ):
+        assert list(read_documents(path)) == ["甲\n乙", "丙"], path
+
+
+def test_of_a_folder_only_what_is_text_by_its_name_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("package.json", "links.csv", "words.tsv", "notes.txt"):
+        put(tmp_path / name, name)
+    assert list(read_documents(tmp_path)) == ["notes.txt"]
+    assert "left out 3 files of other kinds (links.csv, package.json, words.tsv)" in capsys.readouterr().err
+
+
+def test_a_saved_dataset_in_a_folder_is_what_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "a.txt", "一")
+    put(tmp_path / "c.txt", "二")
+    path = saved(tmp_path / "b", num_shards=2)
+    put(path / "cache-0123456789abcdef.arrow", "computed")
+    assert list(read_documents(tmp_path)) == ["一", "甲\n乙", "丙", "二"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_name_on_a_hub_is_one_file_with_its_commit_and_split(tmp_path: Path) -> None:
+    name = hub(tmp_path / "hub")
+    (file,) = list_files(name)
+    assert str(file).startswith(f"{name}@")
+    assert str(file).endswith(":train")
+    assert says_encoding(file)
+    assert [passage.line for passage in read_file(file, Layout())] == [1, 2]
+
+
+def test_half_a_character_is_refused_or_given(tmp_path: Path) -> None:
+    path = put(
+        tmp_path / "a.jsonl", '{"text": "\\ud83d", "other": "\\ud83d"}\n{"text": "甲", "other": "\\ud83d"}\n'
+    )
+    with pytest.raises(UserError, match=r"a.jsonl line 1: half a character in it; run clean, which"):
+        list(read_documents(path))
+    assert [passage.text for passage in read_file(path, Layout(), halves=True)] == ["\ud83d", "甲"]
+    told: list[str] = []
+    assert [passage.line for passage in read_file(path, Layout(), broken=told.append)] == [2]
+    assert len(told) == 1
+
+
+GOOD = '{"text": "' + "好" * 99 + '"}\n'
+BROKEN_ROWS: dict[str, tuple[bytes, str]] = {
+    "bytes.jsonl": (
+        (GOOD + "?\n" + GOOD).encode().replace(b"?", b'{"text": "\xff"}'),
+        "line 2: bytes that are no text",
+    ),
+    "deep.jsonl": ((GOOD + "[" * 99_999 + "\n" + GOOD).encode(), r"line 2: not JSON \(nested too deep\)"),
+    "digits.jsonl": ((GOOD + "9" * 9_999 + "\n" + GOOD).encode(), r"line 2: not JSON \(Exceeds the limit"),
+    "nan.jsonl": (
+        (GOOD + '{"text": NaN}\n' + GOOD).encode(),
+        "line 2: no text under key 'text', only 'text'",
+    ),
+    "cells.csv": (b"text,n\na,1\nb\nc,2\n", "line 3: 1 cells, not 2; mend or delete it"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ROWS)
+def test_a_broken_row_stops_or_is_left_out(tmp_path: Path, name: str) -> None:
+    content, message = BROKEN_ROWS[name]
+    path = put(tmp_path / name, content)
+    with pytest.raises(UserError, match=message):
+        list(read_documents(path))
+    told: list[str] = []
+    assert len(list(read_file(path, Layout(), broken=told.append))) == 2
+    assert len(told) == 1
+    assert name in told[0]
+
+
+def test_a_broken_row_of_a_table_stops_or_is_left_out(tmp_path: Path) -> None:
+    values = pyarrow.array(["好".encode(), b"\xff\xfe"])
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 2, values.buffers())
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": text}), path)
+    with pytest.raises(UserError, match="row 2: column 'text' holds bytes that are no text; mend the file"):
+        list(read_documents(path))
+    told: list[str] = []
+    assert [passage.text for passage in read_file(path, Layout(), broken=told.append)] == ["好"]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("a.parquet", "pyarrow"),
+        ("a.jsonl.zst", "pyarrow"),
+        ("a.HTML", "trafilatura"),
+        ("a.htm.gz", "trafilatura"),
+        ("a.epub", "lxml"),
+        ("a.docx", "lxml"),
+    ],
+)
+def test_a_bare_install_refuses_files_that_it_cannot_read(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
+    file = put(tmp_path / "in" / name, b"")
+    line = f"{file} needs the extra [clean]: pip install 'zhllama[clean]' (not installed: {package})"
+    for source in (file, file.parent):
+        with pytest.raises(UserError) as refused:
+            list_files(source)
+        assert str(refused.value) == line
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "a.md.xz", "a.html.txt"])
+def test_a_bare_install_reads_text(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
+    file = put(tmp_path / name, b"")
+    assert list_files(file) == [file]

@@ -12,8 +12,10 @@ from zhllama.cli import COMMANDS, main
 from zhllama.config import UserError, parse
 from zhllama.demo import material
 from zhllama.demo.report import STAGES, TEXTS, write_report
-from zhllama.demo.steps import FAST, FULL, ROOT, Step, demo_steps, run_steps
+from zhllama.demo.steps import FAST, FULL, Step, demo_steps, run_steps
 from zhllama.train.metrics import METRICS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("budget", [FULL, FAST])

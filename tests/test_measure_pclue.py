@@ -148,8 +148,8 @@ def test_rows_of_another_shape(
     assert refused(capsys, flags(tmp_path, flag, file)) == f"{flag} {file}{line}"
 
 
-def test_a_file_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_in_no_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bad.jsonl"
-    file.write_bytes('{"target": "问"}'.encode("gbk"))
+    file.write_bytes(b'{"target": "\xff"}')
     problem = refused(capsys, flags(tmp_path, "--predictions", file))
     assert problem == f"--predictions {file}: not UTF-8 at byte 12; convert it with iconv"

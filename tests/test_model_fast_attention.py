@@ -11,6 +11,7 @@ from torch import Tensor
 from zhllama.model import trainable
 from zhllama.model.adapter import Parts
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.fast import install
 from zhllama.model.trainable import TrainableModel, load_trainable
 
 LENGTHS = [20, 30]
@@ -38,7 +39,7 @@ def test_the_loss_is_the_same_to_the_bit_and_copies_are_gone(
     grouped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, shared = kept(load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32))
-    monkeypatch.setattr(trainable, "share_keys", lambda model: None)
+    monkeypatch.setattr(install, "share_keys", lambda model: None)
     plain = load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32)
     theirs, copied = kept(plain)
     assert torch.equal(ours, theirs)
@@ -60,3 +61,14 @@ def test_answers_are_those_of_transformers(grouped: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(grouped, dtype=torch.float32)
     settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "attention_mask": seen}
     assert torch.equal(ours.base.generate(ids, **settings), plain.generate(ids, **settings))
+
+
+def test_what_will_run_on_cuda_keeps_transformers_own(grouped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights load on the CPU all the same; kernels there take no groups beside a mask."""
+    monkeypatch.setattr(trainable, "default_device", lambda: "cuda")
+    model = load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32)
+    assert model.base.device.type == "cpu"
+    assert model.base.config._attn_implementation == "sdpa"
+    assert not model.base.get_output_embeddings()._forward_pre_hooks
+    on_cpu = load_trainable(ModelDirectory.open(grouped), Parts("new", LORA), torch.float32, "cpu")
+    assert on_cpu.base.config._attn_implementation != "sdpa"

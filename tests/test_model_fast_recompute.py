@@ -9,9 +9,9 @@ import torch
 from test_model_trainable import LORA, blocks_of
 from torch import Tensor
 
-from zhllama.model import trainable
 from zhllama.model.adapter import LoraSettings, Parts
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.fast import install
 from zhllama.model.trainable import TrainableModel, load_trainable
 
 Load = Callable[..., TrainableModel]
@@ -23,7 +23,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def load(*arguments: Any, **named: Any) -> TrainableModel:
         with monkeypatch.context() as patch:
-            patch.setattr(trainable, "recompute_activations", lambda model: None)
+            patch.setattr(install, "recompute_activations", lambda model, kind: None)
             return load_trainable(*arguments, **named)
 
     return load

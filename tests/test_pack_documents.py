@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,27 @@ def test_every_token_of_every_document_is_there_once(
     for ids in wanted:
         assert all(ids[at : at + 64] in parts for at in range(0, len(ids) - 63, 64))
     assert sum(part[-1] == tokenizer.eos_id() for part in parts) == len(texts)
+
+
+def test_what_datasets_saved_and_streams_is_packed_and_recorded(
+    tmp_path: Path, extended_models: dict[str, Path], english: Path
+) -> None:
+    datasets.disable_progress_bars()
+    chinese = [{"text": f"第{number}篇文章，说的是天气。" * 9} for number in range(30)]
+    datasets.Dataset.from_list(chinese).save_to_disk(tmp_path / "saved")
+    (tmp_path / "name").mkdir()  # stands for one of a hub
+    english.rename(tmp_path / "name" / "train.jsonl")
+    replay = f"hf:{tmp_path}/name"
+    model = extended_models["bytelevel"]
+    _, result = packed(tmp_path, model, tmp_path / "saved", replay=replay, replay_share=0.3)
+    plain = write_corpus(tmp_path / "c.jsonl", [row["text"] for row in chinese])
+    again = {"output": str(tmp_path / "again"), "replay": str(tmp_path / "name"), "replay_share": 0.3}
+    _, same = packed(tmp_path, model, plain, **again)
+    assert result["fingerprint"] == same["fingerprint"]
+    assert result["sources"][0]["documents"] == 30
+    inputs = read_record(tmp_path / "t")["inputs"]
+    assert inputs["replay"] == {"path": replay, "fingerprint": fingerprint(replay)}
+    assert inputs["corpus"]["fingerprint"] == fingerprint(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -1,5 +1,6 @@
 """Report pages: escaped, self-contained, with plots that carry their values."""
 
+import html
 import re
 import warnings
 from pathlib import Path
@@ -8,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib import font_manager
 
-from zhllama.page import CHINESE_FONTS, PALETTE, Page, bar_plot, line_plot
+from zhllama import page as page_module
+from zhllama.page import CHINESE_FONTS, PALETTE, WITHOUT, Page, bar_plot, line_plot, stacked_plot, write_image
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -167,3 +169,26 @@ def test_the_same_figure_gives_the_same_bytes() -> None:
         parts.append(page.parts[-1])
     assert parts[0] == parts[1]
     assert parts[0].startswith("<svg")
+
+
+def test_a_bare_install_writes_pages_without_plots_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(page_module, "is_installed", lambda name: name != "matplotlib")
+    plots = [
+        line_plot({"a": ([1, 2], [1, 2])}, "x", "y", "title"),
+        bar_plot(["a"], {"b": [1.0]}, "y", "title"),
+        stacked_plot(["a"], {"b": [1.0]}, {}, "y", "title"),
+    ]
+    assert plots == [None] * 3
+    page = Page("plots")
+    page.figure(None)
+    assert written(page, tmp_path).count(f"<p class=note>No plot here: {html.escape(WITHOUT)}</p>") == 1
+    write_image(None, tmp_path / "a.png")
+    assert capsys.readouterr().err == f"zhllama: warning: {tmp_path / 'a.png'}: left out, for {WITHOUT}\n"
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_an_image_is_written(tmp_path: Path) -> None:
+    write_image(line_plot({"a": ([1, 2], [1, 2])}, "x", "y", "title"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -13,9 +13,9 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 
 from zhllama.cli import main
 from zhllama.config import UserError
-from zhllama.model import trainable
 from zhllama.model.adapter import Embeddings, LoraSettings, Parts
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.fast import install
 from zhllama.model.operations import flops_of
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.plan.cost import GPUS, find_gpu, flops_per_token, hours
@@ -199,9 +199,8 @@ def test_operations_forward_are_those_that_torch_counts(
     from torch.utils.flop_counter import FlopCounterMode
 
     job = job_for(extended_models[kind], "none")
-    monkeypatch.setattr(
-        trainable, "recompute_activations", lambda model: None
-    )  # products added in place are not counted
+    # Products added in place are not counted.
+    monkeypatch.setattr(install, "recompute_activations", lambda model, kind: None)
     model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts("none", LORA), torch.float32)
     model.base.set_attn_implementation("eager")  # its products are counted, those of the fused kernel are not
     ids = torch.zeros(BATCH, BLOCK, dtype=torch.long)

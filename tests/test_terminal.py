@@ -86,6 +86,17 @@ def test_chinese_takes_two_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {cell_len(line) for line in lines[1:]} == {14}
 
 
+def test_a_chinese_header_breaks_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = shown(monkeypatch)
+    print_table("词表", ["人民日报 语料", "每字节 比特"], [["a", 1.5]])
+    assert stream.getvalue().splitlines()[1:] == [
+        "人民日报  每字节",
+        "语料        比特",
+        "────────────────",
+        "a          1.500",
+    ]
+
+
 def test_brackets_and_colons_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = shown(monkeypatch)
     print_table("[bold]title", ["[a]", ":b:"], [["[MASK]", ":smile:"]])

@@ -87,6 +87,8 @@ def test_special_tokens_are_text_unless_asked_for(
 ) -> None:
     new = merged[1]
     assert runtime.encode(["a<pad>b"]) == [new.encode_text("a<pad>b")]
+    pad = new.fast.token_to_id("<pad>")
+    assert [ids.count(pad) for ids in runtime.encode(["a<pad>b"], special=True)] == [1]
 
 
 def test_unknown_pre_tokenizer_is_refused(tmp_path: Path, bytelevel_base: Path) -> None:
@@ -122,8 +124,16 @@ def test_broken_gguf_is_refused(tmp_path: Path) -> None:
         llamacpp.LlamaCpp(tmp_path / "x.gguf")
 
 
-def test_other_versions_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llamacpp, "LAYOUT", "1.")
+@pytest.mark.parametrize("place", [0, 1])
+def test_without_one_of_its_wheels_it_is_not_asked(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = list(llamacpp.WHEELS)
+    wheels[place] = "no-such-wheel"
+    monkeypatch.setattr(llamacpp, "WHEELS", wheels)
     assert not llamacpp.is_available()
-    monkeypatch.setattr(llamacpp, "WHEEL", "no-such-wheel")
-    assert not llamacpp.is_available()
+
+
+def test_the_server_ends_with_its_block(merged: tuple[Loaded, Loaded]) -> None:
+    with llamacpp.opened(merged[1]) as runtime:
+        runtime.encode(["a"])
+    with pytest.raises(ConnectionRefusedError):
+        runtime.encode(["a"])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import zhllama.train.sft
-from zhllama.artifact import read_record
+from zhllama.artifact import fingerprint, read_record
 from zhllama.cli import main
 from zhllama.pack.blocks import Blocks
 from zhllama.tokenizer.template import shipped
@@ -55,6 +55,16 @@ def refused(capsys: pytest.CaptureFixture[str], flags: list[str], *more: object)
     assert problem.startswith("zhllama sft: error: ")
     assert problem.count("\n") == 1
     return problem
+
+
+def test_the_commit_of_a_dataset_on_a_hub_is_recorded(tmp_path: Path, bare: list[str]) -> None:
+    (tmp_path / "name").mkdir()  # stands for one
+    write_rows(tmp_path / "name" / "train.jsonl", QUESTIONS)
+    name = f"hf:{tmp_path}/name:train"
+    main([*bare, "--data", json.dumps([{"file": name}])])
+    record = read_record(tmp_path / "r")
+    assert record["inputs"]["data0"] == {"path": name, "fingerprint": fingerprint(name)}
+    assert record["result"]["mixture"][0]["rows"] == len(QUESTIONS)
 
 
 def test_the_loss_falls_and_the_adapter_is_lora_alone(tmp_path: Path, flags: list[str]) -> None:

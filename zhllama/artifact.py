@@ -18,15 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from zhllama import tables
 from zhllama.config import UserError, as_given
 from zhllama.stop import StoppedError, remove, stopped_when_full
 
 RUN_FILE = "run.json"
 VERSIONED = ("zhllama", "torch", "transformers", "peft", "deepspeed", "sentencepiece", "tokenizers",
              "datasets")  # fmt: skip
-# Reports, plots and checkpoints describe a directory; they are not what a reader takes from it.
+# Reports, plots, checkpoints and what `datasets` computes beside its data are not what a reader takes from a directory.
 NOT_CONTENT = re.compile(
-    r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.png|.*\.html|.*\.md|checkpoint-\d+|logs)$|\."
+    r"(run\.json|report\.json|metrics\.jsonl|progress\.jsonl|.*\.(png|html|md)|checkpoint-\d+|logs|cache-.*\.arrow)$|\."
 )
 
 
@@ -130,6 +131,7 @@ def create(
     """
     path = Path(output)
     with stopped_when_full(path):
+        # Before anything is fingerprinted: a refusal needs no look at a 70B model's bytes.
         continued = _is_unfinished(path, command, inputs)
         if continued and not resume:
             remove(path)
@@ -163,6 +165,7 @@ def create(
             return
         _grant_by_umask(path)
         record["seconds"] = round(time.monotonic() - begun, 1)
+        # Last: readers take a directory with a result for finished.
         record["result"] = {**artifact.result, "fingerprint": _content_hash(path)}
         write_json(path / RUN_FILE, record)
 
@@ -207,12 +210,14 @@ def check_same(left: str, left_fingerprint: str, right: str, right_fingerprint: 
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 of a file, or of a directory's content (names and bytes; reports and checkpoints left out).
+    """sha256 of a file, or of a directory's content (without reports and checkpoints); of hf:NAME its commit.
 
     Raises:
         UserError: a file that cannot be read; inside a directory such a file counts by its name alone.
     """
     path = Path(path)
+    if tables.is_named(path):
+        return tables.fingerprint(path)
     if path.is_file():
         try:
             with path.open("rb") as stream:
@@ -268,17 +273,14 @@ def _check_continues(path: Path, inputs: dict[str, dict[str, str]]) -> None:
     nothing = {"path": "nothing", "fingerprint": "nothing"}
     for name in begun | inputs:
         then, now = begun.get(name, nothing), inputs.get(name, nothing)
-        check_same(
-            f"--output {path}, begun with --{name} {then['path']}",
-            then["fingerprint"],
-            now["path"],
-            now["fingerprint"],
-            "give the same inputs, or choose another directory",
-        )
+        begun_with = f"--output {path}, begun with --{name} {then['path']}"
+        remedy = "give the same inputs, or choose another directory"
+        check_same(begun_with, then["fingerprint"], now["path"], now["fingerprint"], remedy)
 
 
 def _content_hash(path: Path) -> str:
     digest = hashlib.sha256()
+    # By name: the order of a listing is the file system's own.
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file.is_file() and not any(NOT_CONTENT.match(part) for part in relative.parts):

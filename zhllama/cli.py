@@ -11,11 +11,12 @@ from importlib import import_module
 
 PATIENCE = 10  # seconds that other ranks leave the first one to report a mistake
 
-# stage -> name -> (module:function, what it does), in the order in which they are used. Help prints this table, so it
-# must not import what the commands import.
+# stage -> name -> (module:function, what it does), in the order in which they are used. Help prints this
+# table, so it must not import what the commands import.
 STAGES = {
     "start here": {
         "demo": ("zhllama.demo.run:demo", "the whole pipeline on weights and text out of Python packages"),
+        "recipes": ("zhllama.recipes.copy:recipes", "copy the shipped recipes, to be changed"),
     },
     "prepare text": {
         "clean": ("zhllama.corpus.clean:clean", "raw text -> corpus: filtered, without duplicates"),
@@ -51,13 +52,29 @@ HIDDEN = {
     "mix": ("zhllama.train.sft:mix", "preview the mixture of an sft recipe, nothing trained"),
 }
 COMMANDS = {name: entry for stage in STAGES.values() for name, entry in stage.items()} | HIDDEN
+# What a command needs beyond the bare install, of the extras in pyproject.toml.
+EXTRAS = {
+    "clean": "clean",
+    "pretrain": "train",
+    "mix": "train",
+    "sft": "train",
+    "scale-data": "train",
+    "demo": "demo",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits 2 with one line on a user's mistake, 130 on Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Launchers put it behind a script, and before the command of `deepspeed --module zhllama COMMAND`.
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
+        return
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"zhllama {version('zhllama')}")
         return
     name, *rest = arguments
     if name not in COMMANDS:
@@ -73,22 +90,28 @@ def main(arguments: list[str] | None = None) -> None:
             f"\nzhllama {name}: interrupted; inputs are untouched, the output is marked unfinished",
             file=sys.stderr,
         )
+        # 128 + SIGINT, as shells report an interrupt.
         sys.exit(130)
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Parse the settings of a command and call it; a UserError exits with code 2."""
     from zhllama.config import UserError, parse
+    from zhllama.extras import require_extra
 
+    # Before the command's module, which may import torch.
     _share_cores()
     module, function_name = COMMANDS[name][0].split(":")
-    function = getattr(import_module(module), function_name)
     warnings.filterwarnings(
         "ignore", category=FutureWarning
     )  # libraries' notices are not the user's business
-    config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
     try:
-        function(parse(name, config_class, [a for a in arguments if not a.startswith("--local_rank")]))
+        if name in EXTRAS:
+            require_extra(name, EXTRAS[name])
+        function = getattr(import_module(module), function_name)
+        # The one argument's type is the schema of the command's settings.
+        config_class = next(hint for key, hint in typing.get_type_hints(function).items() if key != "return")
+        function(parse(name, config_class, arguments))
     except UserError as problem:
         sys.exit(_refuse(f" {name}", str(problem)))
     except RuntimeError as problem:
@@ -99,10 +122,8 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def _share_cores() -> None:
-    """Divide the cores among the ranks of this machine: launchers leave each rank all of them.
-
-    Two ranks on two cores take twice as long per step otherwise. Set before torch is imported, which reads it.
-    """
+    """Divide the cores among the ranks of this machine: launchers leave each rank all of them."""
+    # Two ranks on two cores take twice as long per step otherwise. torch reads it when it is imported.
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if ranks > 1:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -110,12 +131,15 @@ def _share_cores() -> None:
 
 
 def _lost_a_rank(message: str) -> bool:
-    """Whether gloo broke off because another process is gone: what it raises would bury that one's own error."""
+    """Whether gloo broke off because another process is gone."""
+    # What it raises would bury the error of that process.
+    # gloo's messages carry no type or code of their own.
     return "gloo" in message and any(sign in message for sign in ("by peer", "Broken pipe"))
 
 
 def _refuse(where: str, message: str) -> int:
-    """Print the one line. Ranks make the same mistake together: the first speaks, and the launcher ends the others."""
+    """Print the one line."""
+    # Ranks make the same mistake together: the first speaks, the launcher ends the others as they wait.
     if os.environ.get("RANK", "0") != "0":
         time.sleep(PATIENCE)
     print(f"zhllama{where}: error: {' '.join(message.split())}", file=sys.stderr)
@@ -134,6 +158,6 @@ def _help() -> str:
             "Chinese vocabulary extension, continued pretraining and instruction tuning for LLaMA-family models.",
             "",
             *lines,
-            "zhllama COMMAND --help lists a command's settings.",
+            "zhllama COMMAND --help lists a command's settings, zhllama --version says which zhllama this is.",
         ]
     )

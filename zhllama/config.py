@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import enum
-import itertools
 import json
-import re
-import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
+
+from zhllama.mistake import NO_VALUE, Setting, declared, find_mistake, members
+from zhllama.recipes.find import find_recipes
 
 Config = TypeVar("Config")
 # The fields of TrainingArguments that a command's help lists; the others are settings all the same.
@@ -34,7 +33,6 @@ SHOWN = {
     "seed",
     "report_to",
 }
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 
 
 class UserError(ValueError):
@@ -52,7 +50,7 @@ def split_pair(value: str, flag: str) -> tuple[str, Path]:
 
 
 def parse(command: str, config_class: type[Config], arguments: list[str]) -> Config:
-    """Fill `config_class` from `--config FILE` (repeatable) and `--field.sub value`; later ones win.
+    """Fill `config_class` from `--config FILE` (repeatable; here, or shipped) and `--field.sub value`; later ones win.
 
     Raises:
         UserError: an unknown or mistyped setting (with "did you mean"), a missing one, a value of the wrong type,
@@ -63,16 +61,14 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(_explain(message, {a.dest: getattr(a, "_typehint", None) for a in self._actions}))
-
-    for recipe in _recipes(arguments):
+    arguments = find_recipes(arguments)
+    for recipe in (a.removeprefix("--config=") for a in arguments if a.startswith("--config=")):
         _check_recipe(recipe)
-    parser = Parser(
+    parser = jsonargparse.ArgumentParser(
         prog=f"zhllama {command}",
         usage=f"zhllama {command} [--config RECIPE.yaml ...] [--SETTING VALUE ...]",
         allow_abbrev=False,
+        exit_on_error=False,
         description=(config_class.__doc__ or "").strip(),
     )
     parser.add_argument(
@@ -90,15 +86,17 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     lists = {
         name: typing.get_args(hint)[0] for name, hint in hints.items() if typing.get_origin(hint) is list
     }
-    switches = {
-        f"--{action.dest}"
-        for action in parser._actions
-        if bool in _members(getattr(action, "_typehint", None))
-    }
+    settings = declared(config_class)
+    switches = {f"--{name}" for name, setting in settings.items() if bool in members(setting.hint)}
     arguments = _switched([_underscored(argument) for argument in arguments], switches)
     if {"-h", "--help"} & set(arguments):
         _tidy_help(parser, lists)
-    values = parser.parse_args(_repeatable(arguments, lists))
+    arguments = _repeatable(arguments, lists)
+    try:
+        values = parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as problem:
+        line = find_mistake(settings, _given(arguments, settings, lists))
+        raise UserError(line or _one_line(str(problem))) from problem
     values.pop("config", None)
     check = getattr(config_class, "check", None)
     if check:  # before TrainingArguments starts anything
@@ -109,6 +107,11 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
         raise
     except ValueError as problem:  # TrainingArguments refuses a choice or a combination
         raise UserError(f"train: {_one_line(str(problem))}") from problem
+    except TypeError as problem:  # a recipe's group is no mapping, which jsonargparse sees too late
+        line = find_mistake(settings, _given(arguments, settings, lists))
+        if not line:
+            raise
+        raise UserError(line) from problem
     fields = {field.name: instance[field.name] for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**fields)
 
@@ -153,8 +156,8 @@ def _prepare_training_arguments(parser: Any, train_class: Any) -> None:
     parser.epilog = "Any other field of transformers.TrainingArguments is --train.NAME too."
 
 
-def _check_recipe(recipe: str) -> None:
-    """Refuse what is no YAML mapping, by name: jsonargparse would quote the content instead."""
+def _check_recipe(recipe: str) -> dict[str, Any]:
+    """Refuse what is no YAML mapping, by name: jsonargparse would quote the content instead. Gives the content."""
     if not Path(recipe).is_file():
         raise UserError(f"--config {recipe}: no such file")
     try:
@@ -168,6 +171,7 @@ def _check_recipe(recipe: str) -> None:
     train = content.get("train")
     if "train.output_dir" in content or (isinstance(train, dict) and "output_dir" in train):
         raise UserError(f"--config {recipe}: train.output_dir is --output: set that instead")
+    return content
 
 
 def _underscored(argument: str) -> str:
@@ -206,11 +210,6 @@ def _tidy_help(parser: Any, lists: dict[str, Any]) -> None:
             group.title = "settings"
 
 
-def _recipes(arguments: list[str]) -> list[str]:
-    following = [after for before, after in itertools.pairwise(arguments) if before == "--config"]
-    return following + [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
-
-
 def _repeatable(arguments: list[str], lists: dict[str, Any]) -> list[str]:
     """`--text a=1 --text b=2` as lists that grow, `--text=["a=1"] --text=["a=1", "b=2"]`: the last one wins.
 
@@ -236,6 +235,31 @@ def _repeatable(arguments: list[str], lists: dict[str, Any]) -> list[str]:
     return rewritten
 
 
+def _given(
+    arguments: list[str], settings: dict[str, Setting], lists: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Name and value of all that recipes and flags set, in their order."""
+    stream = iter(arguments)
+    for argument in stream:
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--"):
+            continue
+        name = flag.removeprefix("--").removesuffix("+")
+        if name == "train.output_dir":
+            raise UserError("train.output_dir is --output: set that instead")
+        if not equals:
+            value = next(stream, "--")
+        if name == "config":
+            yield from {} if value.startswith("--") else _check_recipe(value).items()
+        elif value.startswith("--"):
+            yield name, NO_VALUE
+        elif name in lists:
+            yield name, json.loads(value)
+        else:  # a group may be given whole, as YAML
+            group = name not in settings and value.startswith("{")
+            yield name, _yaml(value, f"{flag} {value}") if group else value
+
+
 def _yaml(text: str, where: str) -> Any:
     import yaml
 
@@ -246,54 +270,6 @@ def _yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}: not YAML in line {line}: {problem.problem}") from problem
     except yaml.YAMLError as problem:  # a control character
         raise UserError(f"{where}: not YAML: {_one_line(str(problem))}") from problem
-
-
-def _explain(message: str, settings: dict[str, Any]) -> str:
-    """One line from jsonargparse's message, with the nearest of the settings (name -> type) or the type wanted."""
-    if "train.output_dir" in message:
-        return "train.output_dir is --output: set that instead"
-    unknown = re.search(r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
-    grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.-]+)'", message)
-    if match := unknown or grouped:
-        key = ".".join(filter(None, match.groups()))
-        near = difflib.get_close_matches(key.replace("-", "_"), settings, n=1, cutoff=0.5)
-        return f"unknown setting {key!r}" + (f": did you mean {near[0]!r}?" if near else "; see --help")
-    missing = re.search(r"arguments are required: (.+)", message)
-    if missing:
-        flags = ", ".join("--" + name.replace("_", "-") for name in missing.group(1).split(", "))
-        return f"missing {flags}; see --help"
-    typed = re.match(r'Parser key "([^"]+)":\s*(.+)', message, re.DOTALL)
-    if not typed:
-        return _one_line(message)
-    key, what = typed.groups()
-    value = re.search(r"(?:Got value|Given value|import path string): (.*)|load config '(.*)'", what)
-    if not value:  # an item's own message
-        return f"{key}: {_one_line(what)}"
-    given = next(filter(None, value.groups()), "")
-    hint = settings.get(key)
-    return f"{key} {given}: " + (f"it must be {_kind(hint)}" if hint else f"a group; set --{key}.NAME")
-
-
-def _kind(hint: Any) -> str:
-    """What a value of a type looks like, for people."""
-    if typing.get_origin(hint) is list:
-        item = typing.get_args(hint)[0]
-        if dataclasses.is_dataclass(item):
-            example = ", ".join(f"{field.name}: ..." for field in dataclasses.fields(item))
-            return f"a list such as [{{{example}}}]"
-        return f"a list such as [{', '.join(typing.get_args(item)) or 'a, b'}]"
-    choices = [
-        str(choice.value if isinstance(choice, enum.Enum) else choice)
-        for member in _members(hint)
-        for choice in (member if isinstance(member, enum.EnumType) else typing.get_args(member))
-    ]
-    names = [NAMES[member] for member in _members(hint) if member in NAMES]
-    return f"one of {', '.join(choices)}" if choices else " or ".join(names) or str(hint)
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _one_line(message: str) -> str:

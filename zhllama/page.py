@@ -6,11 +6,13 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from zhllama.terminal import cell_text
+from zhllama.extras import is_installed
+from zhllama.terminal import cell_text, warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +25,8 @@ text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:lef
 text-align:left;white-space:pre-wrap}svg{max-width:100%;height:auto}.token{border-radius:3px;padding:1px 2px;margin:0 1px}
 .note{color:#666}
 """
+# Neighbours differ, so that each token's end shows.
 TOKEN_COLOURS = ("#cfe8ff", "#ffe2bf", "#d6f5d0", "#f6d4ee", "#fff3b0")
-# Blue and orange stay apart for colour-blind readers and in grey print.
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
@@ -34,7 +36,10 @@ CHINESE_FONTS = (
     "SimHei",
 )
 LINE_STYLES = ("-", "--", ":")  # for more curves than colours
+# Blue and orange stay apart for colour-blind readers and in grey print.
 PALETTE = ("#1f6fb2", "#e07b00", "#2a9d5c", "#b0307a", "#666666", "#8c6d1f")
+WITHOUT = "plots need the extra [report]: pip install 'zhllama[report]'"
+Inputs = ParamSpec("Inputs")
 
 
 class Page:
@@ -69,17 +74,22 @@ class Page:
         )
         self.parts.append(f"<p><b>{html.escape(label)}</b> ({len(tokens)} tokens)<br>{spans}</p>")
 
-    def figure(self, figure: Figure) -> None:
-        """A matplotlib figure as inline SVG; its text stays text."""
+    def figure(self, figure: Figure | None) -> None:
+        """A matplotlib figure as inline SVG; its text stays text. Without one, a note that says how to get it."""
+        if figure is None:
+            self.paragraph(f"No plot here: {WITHOUT}", note=True)
+            return
         import matplotlib
 
         buffer = io.StringIO()
         with (
+            # Text as text, with ids drawn from a fixed salt: the same figure gives the same bytes.
             matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zhllama"}),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the characters
             figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        # An SVG inside HTML has neither an XML declaration nor a document type.
         svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
         self.parts.append(svg)
 
@@ -92,6 +102,25 @@ class Page:
         )
 
 
+def write_image(figure: Figure | None, path: Path) -> None:
+    """A figure as a PNG file; without one, a warning that says how to get it."""
+    if figure is None:
+        warn(f"{path}: left out, for {WITHOUT}")
+        return
+    figure.savefig(path, dpi=120)
+
+
+def _where_installed(plot: Callable[Inputs, Figure]) -> Callable[Inputs, Figure | None]:
+    """The plot, or None on a bare install: what it shows stands in the report's tables too."""
+
+    @wraps(plot)
+    def draw(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Figure | None:
+        return plot(*args, **kwargs) if is_installed("matplotlib") else None
+
+    return draw
+
+
+@_where_installed
 def line_plot(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, title: str
 ) -> Figure:
@@ -99,6 +128,7 @@ def line_plot(
     figure, axes = _axes(title)
     for index, (name, (x, y)) in enumerate(curves.items()):
         colour = PALETTE[index % len(PALETTE)]
+        # A new style once the colours are used up.
         style = LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)]
         marker = "." if len(x) < 30 else None
         axes.plot(x, y, label=name, color=colour, linestyle=style, linewidth=1.8, marker=marker)
@@ -110,6 +140,7 @@ def line_plot(
     return figure
 
 
+@_where_installed
 def bar_plot(
     groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y_label: str, title: str
 ) -> Figure:
@@ -117,6 +148,7 @@ def bar_plot(
     figure, axes = _axes(title)
     width = 0.8 / max(len(series), 1)
     for index, (name, values) in enumerate(series.items()):
+        # Side by side, the middle of them at the group's number.
         places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
         heights = [0.0 if value is None else value for value in values]
         bars = axes.bar(places, heights, width * 0.92, label=name, color=PALETTE[index % len(PALETTE)])
@@ -137,6 +169,7 @@ def bar_plot(
     return figure
 
 
+@_where_installed
 def stacked_plot(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float]],
@@ -155,6 +188,7 @@ def stacked_plot(
         heights = [below + value for below, value in zip(heights, values, strict=True)]
     axes.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=8, padding=2)
     for name, limit in limits.items():
+        # A limit far above would press the bars to the ground.
         if limit <= 1.5 * max(heights):
             axes.axhline(limit, color="#666666", linewidth=1, linestyle="--")
             axes.text(len(groups) - 0.5, limit, name, fontsize=8, va="bottom", ha="right", color="#666666")
@@ -162,6 +196,7 @@ def stacked_plot(
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(y_label)
     handles, labels = axes.get_legend_handles_labels()
+    # From the top down, as the layers lie.
     axes.legend(handles[::-1], labels[::-1], frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -173,8 +208,10 @@ def _axes(title: str) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure as NewFigure
 
     installed = set(font_manager.get_font_names())
+    # matplotlib asks the fonts one after the other for each character; a missing one would be warned of.
     fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed), "sans-serif"]
     matplotlib.rcParams |= {"font.family": fonts, "text.parse_math": False}  # a dollar is a dollar
+    # Without pyplot: that keeps figures alive, and asks for a screen.
     figure = NewFigure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -31,8 +31,11 @@ def stopped_when_full(output: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Delete a directory in one step: a kill in between leaves another name, and no part that nobody knows."""
+    """Delete a directory in one step."""
+    # Hidden, and in the same folder: a name elsewhere may be on another disk, which is no single step.
     gone = path.with_name(f".{path.name}.removed")
+    # What a kill left of an earlier removal.
     shutil.rmtree(gone, ignore_errors=True)
+    # A kill from here on leaves another name, and no part of a directory that would pass for the whole.
     path.rename(gone)
     shutil.rmtree(gone)

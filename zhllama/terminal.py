@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,11 +20,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column
+from rich.table import Column, Table
+from rich.text import Text
 
 Item = TypeVar("Item")
 # With several ranks only the first talks; a pipe gets plain lines that no width cuts.
 QUIET = os.environ.get("RANK", "0") != "0"
+# Text as it stands: markup would swallow [MASK], and emoji would make a picture of :fire:.
 console = Console(quiet=QUIET, highlight=False, emoji=False, soft_wrap=True)
 GAP = 2  # columns of space between those of a table
 
@@ -68,58 +72,52 @@ def warn(message: str) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table: first column left, the others right; floats to three decimals.
-
-    No value is cut and no word broken: in a terminal too narrow for that, each row becomes a list of its own.
-    """
+    """A table: first column left, the others right; floats to three decimals."""
     cells = [[cell_text(cell) for cell in row] for row in rows]
     console.print(title, markup=False, style="bold")
-    columns = zip(*([max(name.split(), key=cell_len, default="") for name in header], *cells), strict=True)
-    widths = [max(map(cell_len, column)) for column in columns]
-    total = sum(widths) + GAP * (len(widths) - 1)
-    if console.is_terminal and total > console.width:
-        _print_rows(header, cells)
+    # Widths are ours: rich would break values where it breaks headers, and cut what is wider than the screen. A
+    # header may be wrapped between words, so it asks for no more than its longest one.
+    words = [max(name.split(), key=cell_len, default="") for name in header]
+    widths = [max(map(cell_len, column)) for column in zip(words, *cells, strict=True)]
+    width = sum(widths) + GAP * (len(widths) - 1)
+    if console.is_terminal and width > console.width:
+        _print_lists(header, cells)
         return
-    wrapped = [_wrap(name, width) for name, width in zip(header, widths, strict=True)]
-    height = max(map(len, wrapped))
-    for line in zip(*([""] * (height - len(lines)) + lines for lines in wrapped), strict=True):
-        console.print(_aligned(line, widths), markup=False)
-    console.print("─" * total, markup=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    for name, size in zip(header, widths, strict=True):
+        align: Literal["left", "right"] = "right" if table.columns else "left"
+        # The space behind a wide word counts as a column too much to rich: cropped, it is gone; "…" it would be else.
+        table.add_column(Text(name), width=size, justify=align, vertical="bottom", overflow="crop")
     for row in cells:
-        console.print(_aligned(row, widths), markup=False)
+        table.add_row(*map(Text, row))
+    _print_whole(table, width)
 
 
-def _print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_lists(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Each row's first cell as a heading, the others below it, a line each."""
     values = [cell for row in rows for cell in row[1:]]
     widths = [max(map(cell_len, texts), default=0) for texts in (header[1:], values)]
     for first, *others in rows:
         console.print(first, markup=False)
+        table = Table.grid(
+            Column(width=widths[0]), Column(width=widths[1], justify="right"), padding=(0, GAP)
+        )
         for pair in zip(header[1:], others, strict=True):
-            console.print(" " * GAP + _aligned(pair, widths), markup=False)
+            table.add_row(*map(Text, pair))
+        _print_whole(Padding(table, (0, 0, 0, GAP)), GAP + sum(widths) + GAP)
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    """Lines of whole words, each of at most `width` columns where no word is longer."""
-    lines: list[str] = [""]
-    for word in text.split():
-        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) > width:
-            lines.append("")
-        lines[-1] += f" {word}" if lines[-1] else word
-    return lines
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One line: the first cell left, the others right; Chinese characters take two columns."""
-    spaces = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
-    others = [" " * GAP + space + cell for cell, space in zip(cells[1:], spaces[1:], strict=True)]
-    return "".join([cells[0], spaces[0], *others]).rstrip()
+def _print_whole(what: Table | Padding, width: int) -> None:
+    """Print in so many columns, whatever the screen's are, without spaces at the ends of lines."""
+    for line in console.render_lines(what, console.options.update(width=width)):
+        console.print("".join(segment.text for segment in line).rstrip(), markup=False)
 
 
 def cell_text(cell: object) -> str:
     """How a table shows a value: floats to three decimals, integers with thousands, nothing as a dash."""
     if cell is None:
         return "-"
+    # Before int, which a bool is too.
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, float):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from zhllama.config import UserError
 from zhllama.conversation.duplicates import mark_near_copies
 from zhllama.conversation.formats import FORMATS, Message, RowError, detect, joined
-from zhllama.conversation.read import read_rows
+from zhllama.conversation.read import read_instructions
 from zhllama.corpus.compare import compact
 from zhllama.corpus.contamination import EvaluationIndex
+from zhllama.decode import extension_of
+from zhllama.rows import HALF
+from zhllama.tables import DAMAGED, Unread
 
 # Characters of a question from which on it is looked for inside of longer texts. A whole question needs fewer than a
 # piece of a document: 27 of 1,000 of BELLE's have 10 to 12, and not one of 7,890 articles and reviews holds any.
@@ -29,11 +32,11 @@ def read_questions(file: Path) -> list[str]:
     `instruction` with `input`, `input` or `text` of a row; of a .txt each line.
 
     Raises:
-        UserError: no such file, or no question in it.
+        UserError: no such file, a row that cannot be read, or no question in it.
     """
     if not file.is_file():
         raise UserError(f"mixture.evaluation: no such file: {file}")
-    rows = [row for _, row in read_rows(file)]
+    rows = list(_rows(file))
     name = None
     if any(isinstance(row, dict) for row in rows):
         name = _format(rows, file)
@@ -45,6 +48,18 @@ def read_questions(file: Path) -> list[str]:
             f"{', '.join(QUESTION_KEYS)}, and lines of .txt"
         )
     return questions
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    """Rows of JSON and tables; lines that are none as the text that they are."""
+    lists = extension_of(file) != ".txt"
+    for line, row in read_instructions(file, lists=lists, columns=QUESTION_KEYS):
+        if not isinstance(row, Unread):
+            yield row
+        elif row.reason in (DAMAGED, HALF):
+            raise UserError(f"mixture.evaluation {file} line {line}: {row.reason}; mend or delete it")
+        else:
+            yield row.text
 
 
 def mark_contaminated(
@@ -107,9 +122,10 @@ def _questions(row: Any, name: str | None) -> list[str]:
     if name is not None:
         try:
             messages = FORMATS[name].read(row)
-        except RowError:
-            return []
-        return [message["content"] for message in messages if message["role"] == "user"]
+        except RowError:  # a question needs no answer to be one
+            messages = []
+        if asked := [message["content"] for message in messages if message["role"] == "user"]:
+            return asked
     if isinstance(row.get("instruction"), str):
         parts = [row.get(key) for key in ("instruction", "input")]
         return [joined(*(part for part in parts if isinstance(part, str)))]

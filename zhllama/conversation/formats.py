@@ -191,6 +191,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def is_told(row: dict[str, Any]) -> bool:
+    """Whether a row has the layout of one of the formats."""
+    return any(one.is_told(row) for one in FORMATS.values())
+
+
 def detect(rows: Sequence[Any], file: object) -> str:
     """The format that most of a file's first rows have.
 

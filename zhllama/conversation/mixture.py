@@ -96,7 +96,7 @@ def build_mixture(
     encoder = Encoder(tokenizer, limit, settings.learn, settings.too_long)
     paths = [source.checked() for source in sources]
     files = [
-        read_conversations(path, source.format)
+        read_conversations(path, source.format, settings.turns)
         for path, source in track(list(zip(paths, sources, strict=True)), "reading")
     ]
     read = [len(file.rows) + file.dropped.total() for file in files]
@@ -167,6 +167,8 @@ def _encode_source(
         if isinstance(outcome, Shortened):
             result.shortened.add(outcome.how, row.line)
             outcome = outcome.sample
+        for what in row.mended:
+            result.shortened.add(what, row.line)
         result.ids.extend(outcome.ids)
         result.learnt += bytes(outcome.learnt)
         result.lengths.append(len(outcome.ids))

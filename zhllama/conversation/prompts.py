@@ -7,7 +7,7 @@ from typing import Any
 
 from zhllama.config import UserError
 from zhllama.conversation.formats import Message, RowError, from_alpaca, from_messages, text_of
-from zhllama.rows import read_rows
+from zhllama.rows import parse_rows
 
 
 def encode_prompt(messages: list[Message], tokenizer: Any, positions: int) -> list[int]:
@@ -31,14 +31,14 @@ def encode_prompt(messages: list[Message], tokenizer: Any, positions: int) -> li
 
 
 def read_prompts(file: Path, flag: str) -> list[list[Message]]:
-    """Conversations that wait for an answer, from JSONL rows of `messages`, of `instruction` and `input`, or of
-    pCLUE's `input` alone.
+    """Conversations that wait for an answer, from rows of `messages`, of `instruction` and `input`, or of pCLUE's `input`
+    alone.
 
     Raises:
-        UserError: no such file, no prompt inside, not UTF-8, or a row of another shape.
+        UserError: no such file, no prompt inside, or a row that cannot be read or has another shape.
     """
     needed = "give instruction (and input) as text, input alone, or messages of role and content that end with the user's"
-    return read_rows(file, flag, _prompt, needed)
+    return parse_rows(file, flag, _prompt, needed)
 
 
 def _prompt(row: dict[str, Any]) -> list[Message]:

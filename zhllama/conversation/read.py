@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import re
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zhllama.config import UserError
-from zhllama.conversation.formats import LOOKED_AT, Message, RowError, detect, read_row
+from zhllama.conversation.formats import LOOKED_AT, Message, RowError, detect, is_told, read_row
+from zhllama.conversation.turns import Turns, even_turns
 from zhllama.corpus.han import count_han
+from zhllama.decode import extension_of
+from zhllama.rows import DELIMITERS, Rows, named, read_rows
+from zhllama.tables import DAMAGED, Unread
 
 SHOWN = 5  # line numbers kept of each reason
 LANGUAGES = {"english": "english", "en": "english", "chinese": "chinese", "zh": "chinese"}
-SPACE = re.compile(r"\s*")
-BETWEEN = re.compile(r"\s*(,?)\s*")
 
 
 class Row(NamedTuple):
-    """A conversation, the line that it begins on, and its type of task."""
+    """A conversation, the line that it begins on, its type of task, and what was done to make its turns alternate."""
 
     line: int
     messages: list[Message]
     task: str
+    mended: list[str] = []  # noqa: RUF012 - of a NamedTuple, which nobody changes
 
 
 @dataclass
@@ -61,21 +63,30 @@ class FileRows:
     dropped: Dropped
 
 
-def read_conversations(file: Path, name: str = "detect") -> FileRows:
+def read_conversations(file: Path, name: str = "detect", turns: Turns = "mend") -> FileRows:
     """The good rows of a file, and the reasons for which the others are left out.
 
+    Args:
+        name: of the format of its rows.
+        turns: what becomes of conversations whose turns do not alternate.
+
     Raises:
-        UserError: not UTF-8, not JSON, no known format, a table of something else, or not one good row.
+        UserError: a file that cannot be read, no known format, a table of something else, or not one good row.
     """
-    found = list(read_rows(file))
+    found = list(read_instructions(file, halves=True))  # `even_turns` sees whether a message holds one
     if not found:
         raise UserError(f"{file}: not one good row: the file is empty")
     if name == "detect":
         name = detect([row for _, row in found[:LOOKED_AT]], file)
     read = FileRows(name, [], Dropped())
     for line, row in found:
+        if isinstance(row, Unread):
+            read.dropped.add(DAMAGED if row.reason == DAMAGED else "not a JSON object", line)
+            continue
         try:
-            read.rows.append(Row(line, *read_row(row, name)))
+            messages, task = read_row(row, name)
+            messages, mended = even_turns(messages, turns)
+            read.rows.append(Row(line, messages, task, mended))
         except RowError as problem:
             read.dropped.add(str(problem), line)
     if not read.rows:
@@ -92,83 +103,50 @@ def in_words(found: dict[str, dict[str, Any]]) -> str:
     return ", ".join(parts)
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """The line and the content of each row: of a JSON list, of JSONL, or of a .tsv of translation pairs.
+def read_instructions(
+    file: Path, *, lists: bool = True, halves: bool = False, columns: Sequence[str] = ()
+) -> Rows:
+    """The rows of a file as `read_rows` has them, those of .csv and .tsv as dicts.
 
-    A line of JSONL that is no JSON comes as the text that it is.
+    The first row of these names the columns: those of a format, of translation pairs, or one of `columns` (in lower
+    case); a .tsv without such a row is translation pairs, the column with more Chinese is the Chinese one.
 
     Raises:
-        UserError: not UTF-8, a .csv, or a list that is not JSON.
+        UserError: a file that cannot be read, or a table of something else.
     """
-    if file.suffix == ".csv":
+    kind = extension_of(file)
+    rows = read_rows(file, lists=lists, halves=halves)
+    if kind not in DELIMITERS:
+        yield from rows
+        return
+    ahead = list(islice(rows, LOOKED_AT))
+    cells = [row for _, row in ahead if not isinstance(row, Unread)]
+    if not cells:
+        yield from ahead
+        return
+    names = _columns(cells[0], columns)
+    if names:
+        ahead = [numbered for numbered in ahead if numbered[1] is not cells[0]]
+    elif kind == ".tsv":
+        names = _guessed(cells, file)
+    else:
         raise UserError(
-            f"{file}: a table and not an instruction file (ChatDoctor's is what its instructions were made from); "
-            "give JSON, JSONL, or translation pairs as .tsv"
+            f"{file}: no known format in columns {', '.join(cells[0])}: a table and not an instruction "
+            "file (ChatDoctor's is what its instructions were made from); give JSON, JSONL, or translation pairs as .tsv"
         )
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"{file}: not UTF-8 at byte {problem.start}; convert it with iconv") from problem
-    if file.suffix == ".tsv":
-        yield from _pairs(text, file)
-    elif text.lstrip().startswith("["):
-        try:
-            yield from _listed(text)
-        except json.JSONDecodeError as problem:
-            raise UserError(f"{file} line {problem.lineno}: not JSON ({problem.msg})") from problem
-    else:
-        for line, content in enumerate(text.split("\n"), 1):
-            if content.strip():
-                yield line, _json(content)
+    yield from named(chain(ahead, rows), names)
 
 
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return line  # counted by the caller as no object
-
-
-def _listed(text: str) -> Iterator[tuple[int, Any]]:
-    """The items of a JSON list and the line that each begins on."""
-    decoder = json.JSONDecoder()
-    at = _skip(text, text.index("[") + 1)
-    line, counted = 1, 0
-    while text[at : at + 1] != "]":
-        line += text.count("\n", counted, at)
-        counted = at
-        item, end = decoder.raw_decode(text, at)
-        yield line, item
-        between = BETWEEN.match(text, end)
-        assert between is not None
-        at = between.end()
-        if not between[1] and text[at : at + 1] != "]":
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    if rest := text[at + 1 :].strip():
-        raise json.JSONDecodeError("Extra data", text, text.index(rest[0], at + 1))
-
-
-def _skip(text: str, at: int) -> int:
-    found = SPACE.match(text, at)
-    assert found is not None
-    return found.end()
-
-
-def _pairs(text: str, file: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of `english` and `chinese`; the first line may name the columns, else the one with more Chinese is it.
-
-    A line of another number of columns comes as the text that it is.
-    """
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    names = [LANGUAGES.get(name.strip().lower(), "") for name in lines[0][1].split("\t")] if lines else []
-    if {"english", "chinese"} <= set(names):
-        del lines[0]
-    else:
-        names = _guessed([line.split("\t") for _, line in lines[:LOOKED_AT]], file) if lines else []
-    for number, line in lines:
-        cells = line.split("\t")
-        fits = len(cells) == len(names)
-        yield number, {name: cell for name, cell in zip(names, cells, strict=True) if name} if fits else line
+def _columns(cells: list[str], others: Sequence[str]) -> list[str]:
+    """The names that a table's first row gives its columns, empty for one to pass over; none where it is no such row."""
+    names = [cell.strip() for cell in cells]
+    languages = [LANGUAGES.get(name.lower(), "") for name in names]
+    if {"english", "chinese"} <= set(languages):
+        return languages
+    if is_told(dict.fromkeys(names, "")):
+        return names
+    lower = [name.lower() for name in names]
+    return lower if set(lower) & set(others) else []
 
 
 def _guessed(rows: list[list[str]], file: Path) -> list[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from zhllama.config import UserError
 from zhllama.conversation.encode import Learn, TooLong
 from zhllama.conversation.formats import FormatName
+from zhllama.conversation.turns import Turns
+from zhllama.rows import can_read
 
 
 @dataclass
@@ -15,7 +17,8 @@ class InstructionSource:
     """One instruction file of a mixture."""
 
     file: str
-    """JSON (a list), JSONL, or .tsv of translation pairs."""
+    """JSON (a list) or JSONL, a .csv or .tsv whose first row names the columns, translation pairs as .tsv (all of these
+    .gz, .zst or .xz too), .parquet, .arrow, a directory of `save_to_disk`, or hf:NAME[:SPLIT] of a hub, streamed."""
     format: FormatName = "detect"
     """What its rows are; told from their keys by default."""
     samples: int = 0
@@ -31,7 +34,7 @@ class InstructionSource:
 
     def checked(self) -> Path:
         """The file's path; raises UserError where there is none, or a setting contradicts another."""
-        if not Path(self.file).is_file():
+        if not can_read(Path(self.file)):
             raise UserError(f"data: no such file: {self.file}")
         for name in ("samples", "weight", "max_tokens"):
             if getattr(self, name) < 0:
@@ -50,11 +53,14 @@ class MixtureSettings:
     temperature: float = 1.0
     """Shares of the types of task go as rows ** (1 / temperature): 1 keeps them, more evens them out."""
     evaluation: list[str] = field(default_factory=list)
-    """Files that the model will be measured on: what occurs in them is not learnt."""
+    """Files that the model will be measured on, JSON, tables or .txt: what occurs in them is not learnt."""
     similarity: float = 0.8
     """Rows whose character 5-grams overlap by this share count as one, the first; 1 removes only the same."""
     learn: Learn = "every"
     """Which replies of a conversation are learnt: every one, or the last."""
+    turns: Turns = "mend"
+    """Conversations whose turns do not alternate: turns of one speaker become one, a first reply or a last request that
+    stands alone is left out, and each is counted (mend); or the conversation is left out (drop)."""
     too_long: TooLong = "shorten"
     """Conversations over block_size lose their oldest turns, then up to half of their request; or are dropped."""
     seed: int = 0

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import unquote
 from zipfile import BadZipFile, ZipFile
 
+from zhllama import decode
 from zhllama.config import UserError
-from zhllama.corpus import decode
 
 WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 # What Word leaves for older versions says the same again.

@@ -10,7 +10,7 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.config import UserError, as_given
-from zhllama.corpus.cluster import require_ray, require_slurm
+from zhllama.corpus.cluster import require_slurm
 from zhllama.corpus.convert import Forms
 from zhllama.corpus.detectors import Detectors, load_score
 from zhllama.corpus.lines import Repeats
@@ -20,6 +20,7 @@ from zhllama.corpus.rules import Limits
 from zhllama.corpus.settings import CleanConfig, Where
 from zhllama.corpus.tally import DocumentTally
 from zhllama.corpus.words import read_words
+from zhllama.extras import require_extra
 from zhllama.stop import remove
 from zhllama.terminal import print_table, say, warn
 
@@ -82,7 +83,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
     if where == "ray":
-        require_ray()
+        require_extra("--executor ray", "ray")
     if where == "slurm":
         require_slurm(config.slurm)
     inputs = _inputs(config)

@@ -53,14 +53,6 @@ class RayExecutor(LocalPipelineExecutor):  # type: ignore[misc]
             ray.wait(running, num_returns=len(running)) if running else None
 
 
-def require_ray() -> None:
-    """Raise UserError where Ray is not installed."""
-    try:
-        import ray  # noqa: F401
-    except ImportError as problem:
-        raise UserError("--executor ray: Ray is not installed; run pip install 'zhllama[ray]'") from problem
-
-
 def _ray() -> Any:
     import ray
 

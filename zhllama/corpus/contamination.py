@@ -3,12 +3,12 @@
 A text is contaminated where it holds a piece of an evaluation text. Both look pieces up in the index below; what a
 piece is differs. Of documents, 13 letters in a row: a paragraph of a test gives it away. Of conversations a question
 as a whole (`conversation.evaluation`), since instructions share their wording: of one half of 705 rows of pCLUE, 240
-share 13 letters in a row with the other half, where 4 ask the same.
+share 13 letters in a row with the other half, where 4 ask the same. For the same reason every text of a file counts
+for documents, and for conversations its questions alone: short answers stand in rows of any kind.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 
 from zhllama.config import UserError
 from zhllama.corpus.compare import letters
-from zhllama.corpus.decode import read_lines
 from zhllama.corpus.ngrams import ngram_hashes
+from zhllama.decode import PACKED, extension_of, read_lines
+from zhllama.rows import read_rows
+from zhllama.tables import TABLES, Unread
 
 OVERLAP = 13
 REASON = "in an evaluation file"
 BITS = 20  # of a hash that a first look takes
 SHIFT = np.uint64(64 - BITS)
-KINDS = (".txt", ".json", ".jsonl", ".csv", ".tsv")
+TEXTS = (".txt", ".json", ".jsonl", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class EvaluationIndex:
 def write_index(folder: Path, work: Path) -> None:
     """Write the hashes of all 13-character sequences of a folder's files, sorted, and the file of each.
 
-    Every text in .json and .jsonl, line of .txt and cell of .csv and .tsv counts on its own, by its letters and
+    Every text in .json, .jsonl and tables, line of .txt and cell of .csv and .tsv counts on its own, by its letters and
     digits; shorter ones cannot be told from chance and are left out. Memory is 12 bytes a character of the files.
 
     Raises:
@@ -93,12 +95,14 @@ def write_index(folder: Path, work: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"--decontaminate {folder}: no such folder")
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix.lower() in KINDS]
+    kinds = (*TEXTS, *TABLES)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and extension_of(file) in kinds]
     texts = ((number, letters(text)) for number, file in enumerate(files) for text in _texts(file))
     index = EvaluationIndex.of(OVERLAP, texts)
     if not len(index.hashes):
         raise UserError(
-            f"--decontaminate {folder}: no text of {OVERLAP} letters in {' '.join(KINDS)} files inside"
+            f"--decontaminate {folder}: no text of {OVERLAP} letters in {' '.join(TEXTS)} files inside, "
+            f"{' '.join(PACKED)} too, nor in {' '.join(TABLES)}"
         )
     index.save(work)
     names = [file.relative_to(folder).as_posix() for file in files]
@@ -106,21 +110,15 @@ def write_index(folder: Path, work: Path) -> None:
 
 
 def _texts(file: Path) -> Iterator[str]:
-    lines = read_lines(file, "guess", None)
-    kind = file.suffix.lower()
-    try:
-        if kind == ".json":
-            yield from _strings(json.loads("\n".join(lines)))
-        elif kind == ".jsonl":
-            for line in lines:
-                yield from _strings(json.loads(line)) if line.strip() else ()
-        elif kind == ".txt":
-            yield from lines
-        else:
-            for row in csv.reader(lines, delimiter="\t" if kind == ".tsv" else ","):
-                yield from row
-    except (json.JSONDecodeError, csv.Error) as problem:
-        raise UserError(f"--decontaminate: {file} cannot be read ({problem}); mend or delete it") from problem
+    if extension_of(file) == ".txt":
+        yield from read_lines(file, "guess")
+        return
+    for number, row in read_rows(file, lists=extension_of(file) == ".json"):
+        if isinstance(row, Unread):
+            raise UserError(
+                f"--decontaminate: {file} cannot be read (line {number}: {row.reason}); mend or delete it"
+            )
+        yield from _strings(row)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from zhllama.config import UserError
 from zhllama.corpus.read import Corpus, list_files
+from zhllama.rows import read_rows
 
 OTHER = "other"
 
@@ -28,7 +28,8 @@ def count_kinds(corpora: Sequence[Corpus]) -> Counter[str]:
     """How many documents of each kind there are, as `clean` has counted them.
 
     Raises:
-        UserError: a corpus that `clean` did not write, which does not say where its documents are from.
+        UserError: a corpus that `clean` did not write, which does not say where its documents are from, or a row that
+            does not.
     """
     counts: Counter[str] = Counter()
     for corpus in corpora:
@@ -40,7 +41,10 @@ def count_kinds(corpora: Sequence[Corpus]) -> Counter[str]:
 
 
 def _documents(corpora: Sequence[Corpus]) -> Iterator[tuple[str, str]]:
-    for file in (file for corpus in corpora for file in list_files(corpus.path)):
-        with file.open("rb") as lines:
-            for row in map(json.loads, lines):
-                yield kind_of(row["source"]), row["text"]
+    for file in (file for corpus in corpora for file in list_files(corpus)):
+        for number, row in read_rows(file, "utf-8", lists=False, halves=True):
+            if not (
+                isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("source", "text"))
+            ):
+                raise UserError(f"{file} line {number}: not as clean writes it; clean the text again")
+            yield kind_of(row["source"]), row["text"]

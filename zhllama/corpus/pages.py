@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from zhllama import decode
 from zhllama.config import UserError
-from zhllama.corpus import decode
 
 # YAML between --- or TOML between +++, before anything else.
 FRONT_MATTER = re.compile(r"\A\s*(-{3}|\+{3})[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")

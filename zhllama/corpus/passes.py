@@ -20,6 +20,7 @@ from zhllama.corpus.privacy import Privacy
 from zhllama.corpus.read import Broken, Layout
 from zhllama.corpus.rules import Limits
 from zhllama.corpus.settings import Slurm, Where
+from zhllama.tables import is_named
 from zhllama.terminal import progress_bar
 
 LINES = 1000  # signatures that datatrove reads ahead of each task
@@ -129,13 +130,14 @@ def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
     root = source if source.is_dir() else source.parent
     size = max(size, sum(map(_size, files)) // (LAST_RANK // 2))
     bundles: list[list[tuple[str, str]]] = []
-    filled = size
+    filled = 0
     for file in files:
-        if filled + _size(file) > size:
+        if not bundles or filled + _size(file) > size:
             bundles.append([])
             filled = 0
         filled += _size(file)
-        bundles[-1].append((str(file.resolve()), file.relative_to(root).as_posix()))
+        path = file if is_named(file) else file.resolve()
+        bundles[-1].append((str(path), file.relative_to(root).as_posix()))
     (work / "bundles").mkdir(parents=True, exist_ok=True)
     for rank, bundle in enumerate(bundles):
         (work / "bundles" / f"{rank:05d}.json").write_text(json.dumps(bundle), encoding="utf-8")
@@ -171,4 +173,4 @@ def _silent(what: str, total: int, folder: Path) -> Iterator[None]:
 
 
 def _size(file: Path) -> int:
-    return file.stat().st_size
+    return 0 if is_named(file) else file.stat().st_size

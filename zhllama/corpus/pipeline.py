@@ -23,13 +23,14 @@ from zhllama.config import UserError
 from zhllama.corpus import contamination
 from zhllama.corpus.compare import letters
 from zhllama.corpus.convert import Forms
-from zhllama.corpus.decode import detect_encoding
 from zhllama.corpus.detectors import Detectors
 from zhllama.corpus.duplicates import LAST_RANK
 from zhllama.corpus.privacy import Privacy, redact
-from zhllama.corpus.read import SELF_ENCODED, Broken, Layout, read_file
+from zhllama.corpus.read import Broken, Layout, read_file, says_encoding
 from zhllama.corpus.rules import Limits, judge
 from zhllama.corpus.tally import DocumentTally, Meter
+from zhllama.decode import detect_encoding
+from zhllama.rows import read_rows
 
 GLUED_LINES = 1000  # a guessed document of more lines is worth a word of warning
 
@@ -67,10 +68,10 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
         splits: list[str] = []
         skip = partial(tally.skip, "rows") if self.broken == "skip" else None
         layout = self.layout
-        if layout.encoding == "guess" and path.suffix.lower() not in SELF_ENCODED:
+        if layout.encoding == "guess" and not says_encoding(path):
             layout = replace(layout, encoding=detect_encoding(path))
             tally.encodings[layout.encoding] += 1
-        passages = read_file(path, layout, meter, splits.append, skip)
+        passages = read_file(path, layout, meter, splits.append, skip, halves=True)
         for line, text in islice(passages, self.most):
             tally.counts["read"] += 1
             if splits and text.count("\n") >= GLUED_LINES:
@@ -95,11 +96,8 @@ class ReadKept(PipelineStep):  # type: ignore[misc]
         if not path.is_file():
             return
         meter = Meter(self.work, self.stage, rank)
-        with path.open("rb") as lines:
-            for line in lines:
-                row = json.loads(line)
-                meter(lines.tell())
-                yield Document(row["text"], row["id"], metadata={"source": row["source"]})
+        for _, row in read_rows(path, "utf-8", meter, lists=False, halves=True):
+            yield Document(row["text"], row["id"], metadata={"source": row["source"]})
 
 
 class Judge(PipelineStep):  # type: ignore[misc]

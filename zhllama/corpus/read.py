@@ -1,41 +1,53 @@
-"""Documents from .txt, .jsonl, .parquet, .html, .md, .epub and .docx files, streamed; one reader for every command."""
+"""Documents from text files, tables, web pages and books, streamed; one reader for every command."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
+from zhllama import decode, tables
 from zhllama.artifact import Opened
 from zhllama.config import UserError
-from zhllama.corpus import decode
 from zhllama.corpus.books import book, word_file
-from zhllama.corpus.decode import read_lines
 from zhllama.corpus.pages import markdown, web_page, whole
+from zhllama.decode import PACKED, extension_of, read_lines
+from zhllama.extras import require_extra
+from zhllama.rows import DELIMITERS, HALF, is_whole, named, read_rows
 from zhllama.terminal import warn
 
 Broken = Literal["stop", "skip"]
 Split = Literal["guess", "file", "line", "blank-line"]
 PAGES = {".html": web_page, ".htm": web_page, ".md": markdown}
-PACKED = ("", ".gz", ".zst", ".xz")
-# These say themselves how their text is encoded.
-SELF_ENCODED = {".parquet", ".epub", ".docx"}
-KINDS = (*sorted(SELF_ENCODED), *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in PACKED))
+BOOKS = {".epub": book, ".docx": word_file}
+# What reads them, of the extra [clean]; a bare install reads the others.
+READERS = {".parquet": "pyarrow", ".arrow": "datasets", ".zst": "pyarrow", ".epub": "lxml", ".docx": "lxml"}
+READERS |= {".html": "trafilatura", ".htm": "trafilatura"}
+# What of a folder is text. Other tables and lists often lie beside it; they are read where they are given by name.
+KINDS = (
+    *sorted((*tables.TABLES, *BOOKS)),
+    *(kind + packed for kind in (".txt", ".jsonl", *PAGES) for packed in ("", *PACKED)),
+)
+GIVEN = (*KINDS, *(kind + packed for kind in (".json", *DELIMITERS) for packed in ("", *PACKED)))
 CORPUS_FILES = "documents-*.jsonl"
 
 
 class Corpus(Opened):
-    """A corpus directory that `clean` wrote, or a user's own file or folder of files."""
+    """A corpus directory that `clean` wrote, a user's own file or folder of files, or the name of a hub's dataset."""
 
     kind = "corpus"
 
+    @classmethod
+    def elsewhere(cls, source: str, flag: str) -> Path:
+        """A name, which is streamed while it is read; raises UserError for what is none."""
+        return Path(source) if tables.is_named(source) else super().elsewhere(source, flag)
+
 
 class Passage(NamedTuple):
-    """A document and where it begins: the line of its file (the row of a Parquet file, the chapter of a book), from 1."""
+    """A document and where it begins: the line of its file (the row of a table, the chapter of a book), from 1."""
 
     line: int
     text: str
@@ -62,8 +74,8 @@ def check_weights(corpora: Sequence[str], weights: Sequence[float]) -> None:
         raise UserError(f"--weight {wrong[0]}: it must be more than 0")
 
 
-def read_documents(source: Path) -> Iterator[str]:
-    """Every document of a corpus directory, a file, or a folder of files, in a fixed order.
+def read_documents(source: Path | Corpus) -> Iterator[str]:
+    """Every document of a corpus (opened, or by its path), a file, a folder or a hub's dataset, in a fixed order.
 
     Files are taken in sorted order of their paths. A .txt is split at blank lines where it has any between
     its lines, otherwise it is one document (one per line beyond 64 million characters). Newlines inside
@@ -76,33 +88,67 @@ def read_documents(source: Path) -> Iterator[str]:
     return _texts(source, list_files(source))
 
 
-def list_files(source: Path) -> list[Path]:
+def list_files(source: Path | Corpus) -> list[Path]:
     """The readable files of a corpus directory, a folder (recursive) or a single file, sorted by path.
 
+    Of a directory that `datasets` saved they are what it holds, in its order; of hf:NAME it is that name and its commit.
     Hidden files are left out; files of other kinds in a folder are left out with a warning.
 
     Raises:
         UserError: no such path, an unfinished corpus or another kind of directory, a folder that cannot be opened,
-            no file of a kind we read.
+            no file of a kind we read, one whose reader is not installed, a name that no hub knows.
     """
-    source = Path(source)
+    opened = source if isinstance(source, Corpus) else None
+    source = Path(str(source))
+    if tables.is_named(source):
+        return [tables.pinned(source)]
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     if source.is_file():
-        if not source.name.lower().endswith(KINDS):
-            raise UserError(f"{source}: unsupported extension; use one of {' '.join(KINDS)}")
-        return [source]
-    if Corpus.open(source).record:
+        if not source.name.lower().endswith(GIVEN):
+            raise UserError(f"{source}: unsupported extension; use one of {' '.join(GIVEN)}")
+        return _readable([source])
+    if (opened or Corpus.open(source)).record:
         return sorted(source.glob(CORPUS_FILES))
-    every = [Path(folder, name) for folder, _, names in os.walk(source, onerror=_refuse) for name in names]
-    inside = [file.relative_to(source) for file in every if file.is_file()]
-    seen = sorted(file for file in inside if not any(part.startswith(".") for part in file.parts))
-    files = [source / file for file in seen if file.name.lower().endswith(KINDS)]
+    files, others = _walk(source)
     if not files:
         raise UserError(f"{source}: no file to read inside; use one of {' '.join(KINDS)}")
-    if other := [file.name for file in seen if not file.name.lower().endswith(KINDS)]:
-        warn(f"{source}: left out {len(other)} files of other kinds ({', '.join(other[:3])})")
+    if others:
+        warn(f"{source}: left out {len(others)} files of other kinds ({', '.join(others[:3])})")
+    return _readable(files)
+
+
+def _readable(files: list[Path]) -> list[Path]:
+    """The files; a UserError where what reads one of them is not installed."""
+    needed = {
+        READERS[suffix]: file
+        for file in reversed(files)
+        for suffix in (file.suffix.lower(), extension_of(file))
+        if suffix in READERS
+    }
+    for package, file in needed.items():
+        require_extra(str(file), "clean", package)
     return files
+
+
+def _walk(source: Path) -> tuple[list[Path], list[str]]:
+    """The files to read below a folder in sorted order of their paths, and the names of the others."""
+    found: dict[Path, list[Path]] = {}  # by the path that they are sorted by
+    others: list[Path] = []
+    for place, folders, names in os.walk(source, onerror=_refuse):
+        folder = Path(place)
+        if tables.is_saved(folder):
+            found[folder.relative_to(source)] = tables.saved_files(folder)
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = [folder / name for name in names if not name.startswith(".")]
+        for file in filter(Path.is_file, inside):
+            if file.name.lower().endswith(KINDS):
+                found[file.relative_to(source)] = [file]
+            else:
+                others.append(file.relative_to(source))
+    return [file for path in sorted(found) for file in found[path]], [path.name for path in sorted(others)]
 
 
 def _refuse(problem: OSError) -> NoReturn:
@@ -118,35 +164,40 @@ def read_file(
     progress: Callable[[int], None] | None = None,
     guessed: Callable[[str], None] | None = None,
     broken: Callable[[str], None] | None = None,
+    halves: bool = False,
 ) -> Iterator[Passage]:
     """Every document of one file, empty ones too.
 
     Args:
         progress: told now and then how many bytes of the file (as it lies on disk) have been read.
         guessed: told how a .txt is split where the layout leaves that to a guess.
-        broken: told what is wrong with a row of .jsonl, which is then left out; without it that is an error.
+        broken: told what is wrong with a row of JSON or of a table, which is then left out; without it that is an error.
+        halves: text with half a character in it, which only JSON can hold, is given as it is.
 
     Raises:
         UserError: naming the file and the line, byte or row.
     """
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _parquet_documents(path, layout.key, progress)
-    if name.endswith((".epub", ".docx")):
-        texts = book if name.endswith(".epub") else word_file
-        return (Passage(number, text) for number, text in enumerate(texts(path, progress), 1))
+    kind = extension_of(path)
+    if tables.is_table(path):
+        return _of_column(path, layout.key, progress, broken)
+    if kind in BOOKS:
+        return (Passage(number, text) for number, text in enumerate(BOOKS[kind](path, progress), 1))
+    if kind in (".jsonl", ".json", *DELIMITERS):
+        return _of_rows(path, kind, layout, progress, broken, halves)
     lines = read_lines(path, layout.encoding, progress)
-    kind = Path(name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz")).suffix
     if kind in PAGES:
         return _page(path, lines, PAGES[kind])
-    if kind == ".jsonl":
-        return _json_documents(path, lines, layout.key, broken)
     split = layout.documents
     if split == "guess":
         split, lines = guess_split(lines)
         if guessed:
             guessed(split)
     return _text_documents(lines, split)
+
+
+def says_encoding(path: Path) -> bool:
+    """Whether a file says itself how its text is encoded."""
+    return tables.is_table(path) or extension_of(path) in BOOKS
 
 
 def guess_split(lines: Iterator[str]) -> tuple[Split, Iterator[str]]:
@@ -168,7 +219,7 @@ def guess_split(lines: Iterator[str]) -> tuple[Split, Iterator[str]]:
     return "file", iter(ahead)
 
 
-def _texts(source: Path, files: list[Path]) -> Iterator[str]:
+def _texts(source: Path | Corpus, files: list[Path]) -> Iterator[str]:
     found = False
     for file in files:
         for passage in read_file(file, Layout()):
@@ -201,57 +252,47 @@ def _page(path: Path, lines: Iterator[str], text_of: Callable[[str], str]) -> It
     yield Passage(1, text_of(whole(path, lines)))
 
 
-def _json_documents(
-    path: Path, lines: Iterator[str], key: str, broken: Callable[[str], None] | None
+def _of_rows(
+    path: Path,
+    kind: str,
+    layout: Layout,
+    progress: Callable[[int], None] | None,
+    broken: Callable[[str], None] | None,
+    halves: bool,
 ) -> Iterator[Passage]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield Passage(number, _text_of(line, f"{path} line {number}", key))
-        except UserError as problem:
-            if broken is None:
-                raise
-            broken(str(problem))
+    rows = read_rows(path, layout.encoding, progress, lists=kind == ".json", halves=True)
+    key = layout.key
+    for number, row in named(rows) if kind in DELIMITERS else rows:
+        text = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            _report(f"{path} line {number}: {_fault(row, key)}", broken)
+        elif halves or is_whole(text):
+            yield Passage(number, text)
+        else:
+            _report(f"{path} line {number}: {HALF} in it; run clean, which takes it out", broken)
 
 
-def _text_of(line: str, where: str, key: str) -> str:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as problem:
-        at = (
-            f"{problem.msg}, column {problem.pos + 1}"
-            if isinstance(problem, ValueError)
-            else "nested too deep"
-        )
-        raise UserError(f"{where}: not JSON ({at}); mend or delete it") from problem
-    if isinstance(row, dict) and isinstance(row.get(key), str):
-        return str(row[key])
+def _fault(row: Any, key: str) -> str:
+    """Why a row gives no text, and what to do."""
+    if isinstance(row, tables.Unread):
+        reason = f"{row.reason[:-1]}, column {row.column})" if row.column else row.reason
+        return f"{reason}; mend or delete it"
     keys = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-    raise UserError(f"{where}: no text under key {key!r}, only {keys}; give clean another --key")
+    return f"no text under key {key!r}, only {keys}; give clean another --key"
 
 
-def _parquet_documents(path: Path, key: str, progress: Callable[[int], None] | None) -> Iterator[Passage]:
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
-    from pyarrow import ArrowInvalid
+def _of_column(
+    path: Path, key: str, progress: Callable[[int], None] | None, broken: Callable[[str], None] | None
+) -> Iterator[Passage]:
+    for number, text in enumerate(tables.read_records(path, key, progress), 1):
+        if isinstance(text, str):
+            yield Passage(number, text)
+        else:
+            held = text.reason if isinstance(text, tables.Unread) else f"{text!r:.40}, not text"
+            _report(f"{path} row {number}: column {key!r} holds {held}; mend the file", broken)
 
-    try:
-        with parquet.ParquetFile(path) as table:
-            if key not in table.schema_arrow.names:
-                columns = ", ".join(map(repr, table.schema_arrow.names))
-                raise UserError(f"{path}: no column {key!r}, only {columns}; give clean another --key")
-            row = 0
-            for batch in table.iter_batches(columns=[key], batch_size=1024):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if not isinstance(text, str):
-                        raise UserError(
-                            f"{path} row {row}: column {key!r} holds {text!r:.40}, not text; mend the file"
-                        )
-                    yield Passage(row, text)
-                if progress:
-                    progress(path.stat().st_size * row // table.metadata.num_rows)
-    except (ArrowInvalid, OSError) as problem:
-        raise UserError(
-            f"{path}: not a whole Parquet file ({str(problem)[:80]}); copy or download it again"
-        ) from problem
+
+def _report(problem: str, broken: Callable[[str], None] | None) -> None:
+    if broken is None:
+        raise UserError(problem)
+    broken(problem)

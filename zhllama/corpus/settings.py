@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,19 +31,20 @@ class CleanConfig:
     """Clean raw text into a corpus: normalise it, drop what is not worth learning, keep duplicates once."""
 
     corpus: str
-    """Raw text: a .txt, .jsonl, .parquet, .html, .md, .epub or .docx file (also .txt.gz, .jsonl.zst, .html.xz, ...),
-    or a folder of them. Of web pages the main text is taken (trafilatura), of Markdown all but its front matter; each
-    chapter of an EPUB is a document, a Word file is one."""
+    """Raw text: a .txt, .jsonl, .parquet, .arrow, .html, .md, .epub or .docx file (also .txt.gz, .jsonl.zst, ...), or a
+    folder of them; a .json, .csv or .tsv file; a directory that `datasets` saved (save_to_disk); or hf:NAME[:SPLIT], a
+    dataset of the Hugging Face hub, streamed. Of web pages the main text is taken (trafilatura), of Markdown all but
+    its front matter; each chapter of an EPUB is a document, a Word file is one."""
     output: str
     """The corpus directory to write."""
     encoding: str = "guess"
-    """Encoding of .txt and .jsonl, such as utf-8, gb18030 (reads GBK and GB2312 too), big5 or utf-16; guess: of each
+    """Encoding of text files, such as utf-8, gb18030 (reads GBK and GB2312 too), big5 or utf-16; guess: of each
     file by its first megabyte."""
     documents: Split = "guess"
     """What is a document in a .txt: the file, each line, or what stands between blank lines; guess: between
     blank lines where the file has any, otherwise the file."""
     key: str = "text"
-    """Key (.jsonl) or column (.parquet) that holds the text."""
+    """Key (.jsonl) or column (tables) that holds the text."""
     broken: Broken = "stop"
     """A file or row that cannot be read: stop with its name, or skip it, count it and go on."""
     min_characters: int = 20
@@ -87,8 +89,8 @@ class CleanConfig:
     paragraphs: bool = False
     """Keep a line of 30 letters or more only in the first document that holds it."""
     decontaminate: str = ""
-    """A folder of evaluation files (.json, .jsonl, .csv, .tsv, .txt): documents that share 13 letters in a row with one
-    of their texts are dropped."""
+    """A folder of evaluation files (.json, .jsonl, .csv, .tsv, .txt, packed or not; .parquet, .arrow): documents that
+    share 13 letters in a row with one of their texts are dropped."""
     privacy: Privacy = "replace"
     """Personal data (mail, IP, phones, resident IDs, credit codes, bank cards, plates, QQ, WeChat): replace each
     item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
@@ -123,7 +125,8 @@ class CleanConfig:
             return
         try:
             "".encode(self.encoding)  # refuses codecs between bytes, such as base64
-        except LookupError as problem:
+            codecs.getincrementaldecoder(self.encoding)  # not every codec reads a file piece by piece
+        except (LookupError, UnicodeError) as problem:
             raise UserError(
                 f"encoding {self.encoding}: unknown; try utf-8, gb18030, big5 or utf-16"
             ) from problem

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zhllama.config import UserError
 from zhllama.corpus.compare import folded
+from zhllama.decode import read_lines
 
 
 def read_words(path: Path) -> Words:
@@ -16,13 +17,9 @@ def read_words(path: Path) -> Words:
         UserError: no such file, not UTF-8, no word inside.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as problem:
-        raise UserError(f"--words {path}: it cannot be opened ({problem.strerror})") from problem
-    except UnicodeDecodeError as problem:
-        raise UserError(
-            f"--words {path}: not UTF-8 at byte {problem.start}; convert it with iconv"
-        ) from problem
+        lines = "\n".join(read_lines(path, "utf-8", advice="convert it with iconv")).splitlines()
+    except UserError as problem:
+        raise UserError(f"--words {problem}") from problem
     words = [folded(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
     if not words:
         raise UserError(f"--words {path}: no word inside; write one a line")

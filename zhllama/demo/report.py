@@ -8,6 +8,7 @@ from typing import Any
 
 from zhllama import artifact
 from zhllama.page import Page, bar_plot, line_plot
+from zhllama.rows import read_written
 from zhllama.terminal import print_table, say
 from zhllama.train.metrics import METRICS, read_metrics
 
@@ -95,6 +96,7 @@ def _findings(measured: dict[str, Any], compared: dict[str, Any], home: Path) ->
         for name, run in (("extended", "pretrain"), ("control", "pretrain-base"))
     }
     better = [text for text in ("news", "reviews") if bits(trained, text) < bits(control, text)]
+    # An arm leads only where it does on both texts.
     winner = {0: "the unextended control arm", 1: "neither arm on both texts", 2: "the extended arm"}[
         len(better)
     ]
@@ -132,10 +134,7 @@ def _curves(home: Path, runs: dict[str, str]) -> dict[str, tuple[list[float], li
 
 def _answers(home: Path) -> list[list[object]]:
     pairs = [
-        [
-            json.loads(line)["messages"]
-            for line in (home / folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        [answer["messages"] for answer in read_written(home / folder / "answers.jsonl")]
         for folder in ("answers-base", "answers-final")
     ]
     return [

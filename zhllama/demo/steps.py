@@ -15,9 +15,9 @@ import psutil
 
 from zhllama.artifact import read_record
 from zhllama.config import UserError
+from zhllama.recipes.find import SHIPPED, find_file
 from zhllama.terminal import say
 
-ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
 
 
@@ -33,8 +33,22 @@ class Budget:
     block_size: int
 
 
-FULL = Budget(5.5, 1.5, 24_000, 10_000, 60, 256)
-FAST = Budget(0.08, 0.05, 6_000, 1_200, 12, 256)
+FULL = Budget(
+    pretrain_minutes=5.5,
+    sft_minutes=1.5,
+    pieces=24_000,  # three times fewer tokens for Chinese news
+    held_out_bytes=10_000,
+    answer_tokens=60,
+    block_size=256,
+)
+FAST = Budget(
+    pretrain_minutes=0.08,
+    sft_minutes=0.05,
+    pieces=6_000,
+    held_out_bytes=1_200,
+    answer_tokens=12,
+    block_size=256,
+)
 
 
 @dataclass(frozen=True)
@@ -53,10 +67,12 @@ class Step:
         scripts = Path(sys.executable).parent
         if not self.launched:
             return [str(scripts / "zhllama"), *self.arguments, "--output", str(self.output)]
+        script, *arguments = self.arguments
+        # A free port: the default one may be another run's on the same machine.
         launcher = [str(scripts / "deepspeed"), "--log_level", "warning", "--master_port", str(_free_port())]
         if os.environ.get("DS_ACCELERATOR") == "cpu":
             launcher += ["--num_accelerators", str(RANKS)]
-        return [*launcher, *self.arguments, "--output", str(self.output)]
+        return [*launcher, str(find_file(script)), *arguments, "--output", str(self.output)]
 
 
 @dataclass
@@ -68,11 +84,13 @@ class Watch:
 
     def sample(self, process: psutil.Process) -> None:
         """Look every half second until told to stop."""
+        # A peak shorter than that may be missed.
         while not self.stop.wait(0.5):
             total = 0
             for one in (process, *process.children(recursive=True)):
                 try:
                     total += one.memory_info().rss
+                # It ended between being listed and being asked.
                 except psutil.NoSuchProcess:
                     continue
             self.peak = max(self.peak, total)
@@ -88,10 +106,11 @@ def demo_steps(home: Path, budget: Budget) -> list[Step]:
         for name in ("news", "reviews", "english", "packages")
     ]
     measure = (*texts, "--max-bytes", str(budget.held_out_bytes))
-    questions = str(ROOT / "sft" / "demo_questions.jsonl")
+    questions = str(find_file("sft/demo_questions.jsonl"))
     answer = ("--input", questions, "--max-new-tokens", str(budget.answer_tokens))
-    sft_data = f'[{{"file": "{ROOT / "sft" / "demo_instructions.jsonl"}"}}]'
+    sft_data = f'[{{"file": "{find_file("sft/demo_instructions.jsonl")}"}}]'
     at = {name: str(home / name) for name in OUTPUTS}
+    # By the rates of the machine of benchmarks/results: 450 bytes measured or 6 tokens answered a second.
     evaluate, answers = budget.held_out_bytes / 450, 5 + budget.answer_tokens / 6  # seconds
 
     def step(
@@ -164,6 +183,7 @@ def run_steps(steps: list[Step], log: Path) -> dict[str, tuple[float, float]]:
     """
     measured: dict[str, tuple[float, float]] = {}
     begun = time.monotonic()
+    # Finished is what its own record says, so that a killed demo goes on.
     todo = [step for step in steps if "result" not in read_record(step.output)]
     for place, step in enumerate(todo):
         spent = time.monotonic() - begun
@@ -180,13 +200,14 @@ def run_steps(steps: list[Step], log: Path) -> dict[str, tuple[float, float]]:
 def _run(step: Step, log: Path) -> tuple[float, float]:
     start = time.monotonic()
     watch = Watch()
-    with subprocess.Popen(step.command(), cwd=ROOT) as process:
+    with subprocess.Popen(step.command()) as process:
         sampler = threading.Thread(target=watch.sample, args=(psutil.Process(process.pid),), daemon=True)
         sampler.start()
         try:
             code = process.wait()
         finally:
             watch.stop.set()
+    # Only the record says whether a directory is whole.
     if code or "result" not in read_record(step.output):
         raise UserError(
             f"step {step.number} ({step.title}) failed with exit code {code}; run the demo again to go on"
@@ -206,7 +227,7 @@ def _short(part: str) -> str:
     """A word of a command line as a person would type it: scripts by name, paths from here."""
     if Path(part).parent == Path(sys.executable).parent:
         return Path(part).name
-    return part.replace(f"{Path.cwd()}/", "")
+    return part.replace(f"{Path.cwd()}/", "").replace(f"{SHIPPED}/", "")
 
 
 def _clock(seconds: float) -> str:
@@ -215,5 +236,6 @@ def _clock(seconds: float) -> str:
 
 def _free_port() -> int:
     with socket.socket() as probe:
+        # 0 lets the system choose one that is free now.
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -23,15 +23,15 @@ class EvaluateConfig:
     """Measure bits per byte of a model, or of an adapter on its base, on any text files."""
 
     output: str
-    """New report directory."""
+    """New report directory to write."""
     text: list[str] = field(default_factory=list)
     """Text to measure as name=FILE, repeatable; .txt, .jsonl or .parquet."""
     model: str | None = None
-    """Model directory."""
+    """Model directory to measure; with --adapter its base, where that has moved."""
     adapter: str | None = None
     """Run directory of pretrain or sft, measured on its base without merging."""
     block_size: int = 512
-    """Longest context in tokens; longer documents are read in windows of this size."""
+    """The longest context in tokens; longer documents are read in windows of this size."""
     max_bytes: int = 0
     """Use whole documents from the front of each file until this many bytes; 0 uses all."""
 
@@ -66,6 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
             for name, file in texts.items()
         ]
         report = {str(row[0]): dict(zip(HEADER[1:], row[1:], strict=True)) for row in rows}
+        # Every digit; run.json rounds to five.
         artifact.write_json(run.path / "report.json", report)
         _page(config, rows).write(run.path / "report.html")
         run.result = {name: round(float(str(values["bits per byte"])), 5) for name, values in report.items()}
@@ -74,6 +75,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def load_measured(source: ModelDirectory, adapter: RunDirectory | None) -> TrainableModel:
     """The model as training sees it, so that the loss is the same code; without adapter nothing is added to it."""
+    # Parts() trains nothing and adds nothing: the model as it is, in the loss of training.
     parts = Parts() if adapter is None else adapter.parts
     model = load_trainable(source, parts, default_dtype(), default_device())
     if adapter is not None:

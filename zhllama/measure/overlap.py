@@ -7,6 +7,8 @@ from zhllama.corpus.compare import without_space
 
 def longest_common(left: str, right: str) -> int:
     """The length of the longest common subsequence; a row of the table is one integer's bits (Hyyrö 2004)."""
+    # Bit i of a character says that it stands at place i of `left`. Each zero bit of `row` is a character in
+    # common; the carry of the addition moves it to the earliest place, for a whole row of the table at once.
     places: dict[str, int] = {}
     for at, character in enumerate(left):
         places[character] = places.get(character, 0) | 1 << at
@@ -25,8 +27,6 @@ def common_share(left: str, right: str) -> float:
 
 
 def rouge_l(reference: str, answer: str) -> float:
-    """ROUGE-L's F1 (Lin 2004) over characters, white space left out.
-
-    The `rouge` package, told to take characters as words, differs: it counts each different character once.
-    """
+    """ROUGE-L's F1 (Lin 2004) over characters, white space left out."""
+    # The `rouge` package, told to take characters as words, differs: it counts each different character once.
     return common_share(without_space(reference), without_space(answer))

@@ -11,7 +11,7 @@ from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.measure.overlap import common_share, rouge_l
 from zhllama.page import Page, bar_plot
-from zhllama.rows import read_rows
+from zhllama.rows import parse_rows
 from zhllama.terminal import print_table, say
 
 # type of a row -> the group it is scored in
@@ -40,7 +40,7 @@ class ScorePclueConfig:
     references: str
     """pCLUE's JSONL with `target` and `type`, the rows in the same order."""
     output: str
-    """New report directory."""
+    """New report directory to write."""
 
 
 def score_pclue(config: ScorePclueConfig) -> None:
@@ -54,8 +54,9 @@ def score_pclue(config: ScorePclueConfig) -> None:
         predictions = Report.open(predictions, "--predictions").path / "answers.jsonl"
     references = Path(config.references)
     types = f"it needs a type ({', '.join(GROUPS)}) and a target"
-    wanted = read_rows(references, "--references", _target, types)
-    answers = read_rows(predictions, "--predictions", _answer, "it needs a target or messages")
+    wanted = parse_rows(references, "--references", _target, types)
+    answers = parse_rows(predictions, "--predictions", _answer, "it needs a target or messages")
+    # Rows of pCLUE have no ids: an answer belongs to the row at its place.
     if len(answers) != len(wanted):
         raise UserError(
             f"--predictions {predictions}: {len(answers):,} answers to {len(wanted):,} rows of {references}; "
@@ -100,11 +101,9 @@ def scores(wanted: list[tuple[str, str]], answers: list[str]) -> list[list[Any]]
 
 
 def normalize(text: str) -> str:
-    """Lower case, single spaces, and the full-width comma as a comma.
-
-    The public script makes the last change in the targets alone, for models whose tokenizer makes it in their
-    answers; a right answer that keeps the comma would count as wrong.
-    """
+    """Lower case, single spaces, and the full-width comma as a comma."""
+    # The public script changes the comma in the targets alone, for models whose tokenizer changes it in their
+    # answers. A right answer that keeps the comma would count as wrong.
     return " ".join(text.replace("，", ",").lower().split())
 
 

@@ -28,7 +28,7 @@ from zhllama.model.directory import ModelDirectory
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.conversations import pack_conversations
 from zhllama.page import Page, line_plot
-from zhllama.rows import read_rows
+from zhllama.rows import parse_rows
 from zhllama.talk.generate import batches, end_ids, generate, room
 from zhllama.terminal import print_table, say, track
 from zhllama.train.held_out import first_prompt
@@ -46,7 +46,7 @@ class ScaleDataConfig:
     """Tune one model on more and more rows of the same data, and score each by task category."""
 
     model: str
-    """Model directory, its chat template inside."""
+    """Model directory to tune, its chat template inside."""
     data: list[InstructionSource]
     """Instruction files; their rows are shuffled together, and each run takes the first so many."""
     evaluation: str
@@ -64,11 +64,11 @@ class ScaleDataConfig:
     answered: int = 8
     """Questions of each task category that are answered, for ROUGE-L; 0 for none."""
     max_new_tokens: int = 256
-    """Longest answer in tokens."""
+    """The longest answer, in tokens."""
     block_size: int = 1024
-    """Longest question and reference answer in tokens; longer ones are left out and counted."""
+    """The longest question and reference answer together, in tokens; longer ones are left out and counted."""
     seed: int = 0
-    """Decides the order of the rows and which questions are asked."""
+    """The seed that decides the order of the rows and which questions are asked."""
 
     def __post_init__(self) -> None:
         """Refuse a series that shows nothing."""
@@ -96,14 +96,17 @@ def scale_data(config: ScaleDataConfig) -> None:
     planned = []
     for count, run in runs.items():  # all are parsed before the first starts
         file = run.with_suffix(".jsonl")
+        # A file for each run, so that the run's record names its rows by fingerprint.
         lines = [json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in rows[:count]]
         file.write_text("".join(lines), encoding="utf-8")
         paths = ["--model", config.model, "--data", json.dumps([{"file": str(file)}]), "--output", str(run)]
         more = [f"--{flag}" for flag in config.flags]
         planned.append((run, ["--config", config.recipe, *paths, *more]))
     for run, arguments in planned:
+        # A finished run is not trained again: a series takes hours.
         if "result" not in artifact.read_record(run):
             say(f"\n$ zhllama sft {' '.join(arguments)}")
+            # As the command would, so that recipes, defaults and refusals are its own.
             sft(parse("sft", SftConfig, arguments))
     adapters = {count: RunDirectory.open(run) for count, run in runs.items()}
     inputs: dict[str, artifact.Input] = {"model": source, "evaluation": config.evaluation}
@@ -125,7 +128,7 @@ def read_questions(file: Path) -> list[Question]:
     Raises:
         UserError: no such file, a row of another shape, or no reference answer.
     """
-    rows = read_rows(file, "evaluation", _question, "it needs question, std_answer and class, as text")
+    rows = parse_rows(file, "evaluation", _question, "it needs question, std_answer and class, as text")
     found = [(task, messages) for task, messages in rows if messages[1]["content"].strip()]
     if not found:
         raise UserError(f"evaluation {file}: no row with a reference answer")
@@ -145,6 +148,7 @@ def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
     """All conversations in an order that the seed decides, but for repeats and what the evaluation asks."""
     settings = MixtureSettings(evaluation=[config.evaluation])
     files = [read_conversations(source.checked(), source.format) for source in config.data]
+    # What is asked must not be learnt. Before the shuffle, so that every run loses the same rows.
     remove_evaluation(files, settings)
     remove_duplicates(files, settings.similarity)
     for source, file in zip(config.data, files, strict=True):
@@ -155,6 +159,7 @@ def shuffled_rows(config: ScaleDataConfig) -> list[list[Message]]:
         raise UserError(
             f"rows {config.rows[-1]}: the data has only {len(kept):,}; ask for fewer, or give more data"
         )
+    # One order for all: the rows of a shorter run are among those of every longer one.
     random.Random(config.seed).shuffle(kept)
     return kept
 
@@ -179,6 +184,7 @@ def by_task(questions: list[Question], tokenizer: Any, config: ScaleDataConfig) 
                 f"evaluation {config.evaluation}: no question of {task!r} fits into block_size {config.block_size}; "
                 "raise it, or take that class out of the file"
             )
+    # [:None] is all of them.
     return {task: tasks[task][: config.questions or None] for task in sorted(tasks)}
 
 
@@ -205,7 +211,9 @@ def _bits_per_character(
     samples = [encode(row, tokenizer) for row in rows]
     blocks = pack_conversations(samples, block_size, tokenizer.eos_token_id)
     with speaking(model):
+        # A mean by reply token, times the tokens: what the answers cost together.
         nats = token_loss(model, blocks) * sum(sum(learnt) for _, learnt in samples)
+    # Characters of the references are the same whatever the vocabulary.
     return nats / math.log(2) / sum(len(row[1]["content"]) for row in rows)
 
 

@@ -38,18 +38,19 @@ ROWS_KEY = "token_adapter.trainable_tokens_delta"  # peft's name for rows given 
 class LoraSettings:
     """Low-rank adaptation of the linear layers (Hu et al., arXiv 2106.09685)."""
 
+    # Rank, scale and targets are those of Chinese-LLaMA-2's pretraining.
     rank: int = 64
-    """Rank of A and B."""
+    """The rank of LoRA's two matrices, A and B."""
     alpha: int = 128
-    """The update is scaled by alpha / rank."""
+    """LoRA's update, B @ A, is scaled by alpha / rank."""
     dropout: float = 0.0
-    """Dropout before A."""
+    """Dropout on LoRA's input while training."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
-    """Names of the linear layers that get an adapter."""
+    """The linear layers that get LoRA, by their names."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank), which keeps high ranks learning (rsLoRA, arXiv 2312.03732)."""
+    """Scale the update by alpha / sqrt(rank) instead, which keeps high ranks learning (rsLoRA, arXiv 2312.03732)."""
     dora: bool = False
     """Train each output's norm beside its direction (DoRA, arXiv 2402.09353); slower by about a half."""
 
@@ -165,6 +166,7 @@ def lora_config(lora: LoraSettings | None) -> Any:
 
 def adapter_key(name: str) -> str:
     """peft's key of a trainable parameter named as in the base model."""
+    # peft names an adapter `default` in the names of parameters, and leaves that out of saved keys.
     name = name.removeprefix("base.").replace(".default.", ".")
     if name.endswith(PREFIX_KEY):
         return PREFIX_KEY
@@ -177,11 +179,9 @@ def parameter_count(parameter: Tensor) -> int:
 
 
 def gathered_state(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:
-    """Float32 copies on the CPU, empty without `keep`; under ZeRO-3 every rank must call it.
-
-    One parameter at a time is made whole: all together would not fit the GPUs that ZeRO-3 is for.
-    """
+    """Float32 copies on the CPU, empty without `keep`; under ZeRO-3 every rank must call it."""
     state: dict[str, Tensor] = {}
+    # Made whole one at a time: all together would not fit the GPUs that ZeRO-3 is for.
     for key, parameter in parameters.items():
         with gathered([parameter]):
             if keep:
@@ -223,10 +223,12 @@ def save_adapter(
         peft_config.inference_mode = True
         if new_rows:
             indices = list(range(config.vocab_size - new_rows, config.vocab_size))
+            # A list is of the input embedding, to which peft ties the output; two matrices are named.
             peft_config.trainable_token_indices = (
                 indices if config.tie_word_embeddings else {"embed_tokens": indices, "lm_head": indices}
             )
         elif ENDS[0] in state:
+            # peft unties what it saves in full, and would keep the base's output without a copy.
             peft_config.modules_to_save = ["embed_tokens", "lm_head"]
             state = {ENDS[1]: state[ENDS[0]].clone()} | state
         peft_config.save_pretrained(str(path))
@@ -239,6 +241,7 @@ def load_adapter(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
 
     state = load_file(path / ADAPTER_WEIGHTS)
     for key, parameter in parameters.items():
+        # Every rank reads the file; on leaving, ZeRO-3 shares out the first one's copy.
         with gathered([parameter], write=True):
             if key not in state or state[key].shape != parameter.shape:
                 raise UserError(f"{path}: the adapter has no tensor {key} of shape {tuple(parameter.shape)}")
@@ -252,6 +255,7 @@ def saved_parts(path: Path) -> Parts:
     with safe_open(path / ADAPTER_WEIGHTS, "pt") as stored:
         keys = set(stored.keys())
     embeddings: Embeddings = "new" if any(ROWS_KEY in key for key in keys) else "none"
+    # Only a matrix that trained in full has the plain key.
     if ENDS[0] in keys:
         embeddings = "all"
     if holds_layers(keys):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zhllama.config import UserError, split_pair
-from zhllama.corpus.read import read_documents
+from zhllama.corpus.read import Corpus, read_documents
 from zhllama.model.fast.loss import IGNORED
 from zhllama.model.trainable import TrainableModel
 from zhllama.terminal import track
@@ -47,6 +47,7 @@ def measure(
     cut = windows(documents, tokenizer, block_size)
     nats = sum(total_nats(model, batch) for batch in track(batches(cut), f"evaluating {file.name}"))
     tokens = sum(len(window) - 1 for window in cut)
+    # Of the text, not of its tokens: the denominator must be the same for every vocabulary.
     size = sum(len(document.encode()) for document in documents)
     characters = sum(map(len, documents))
     return {
@@ -58,7 +59,7 @@ def measure(
     }
 
 
-def read_front(source: Path, max_bytes: int) -> list[str]:
+def read_front(source: Path | Corpus, max_bytes: int) -> list[str]:
     """Whole documents from the front of a file or corpus until `max_bytes` bytes; 0 reads all."""
     documents: list[str] = []
     size = 0
@@ -85,6 +86,7 @@ def batches(cut: list[list[int]], tokens: int = BATCH_TOKENS) -> list[Batch]:
     """Windows of like length side by side, at most `tokens` a batch with the padding, and at least one window."""
     groups: list[list[list[int]]] = []
     for window in sorted(cut, key=len, reverse=True):
+        # Sorted, so the first window of a group is its longest, to which the others are padded.
         if not groups or (len(groups[-1]) + 1) * len(groups[-1][0]) > tokens:
             groups.append([])
         groups[-1].append(window)
@@ -95,6 +97,8 @@ def batch(cut: list[list[int]]) -> Batch:
     """Inputs of `TrainableModel`, a window a row; what pads a row comes after it, unseen and without loss."""
     rows = [torch.tensor(window) for window in cut]
     ids = pad_sequence(rows, batch_first=True)
+    # Running on over the padding: positions that restart would make transformers build a mask, and causal
+    # attention needs none against what comes after.
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     return {
         "input_ids": ids,
@@ -107,6 +111,7 @@ def total_nats(model: TrainableModel, one: Batch) -> float:
     """The summed negative log-likelihood of a batch, without gradients."""
     model.eval()
     with torch.no_grad(), precision(model):
+        # Divided by one: the sum.
         return float(loss_of(model, one, 1))
 
 
@@ -122,4 +127,5 @@ def precision(model: TrainableModel) -> AbstractContextManager[None]:
     """Autocast where the weights are held in bfloat16; otherwise products in the weights' own type."""
     dtype = model.base.dtype
     device = next(model.parameters()).device
+    # As training computes: weights that trained are float32 among frozen ones in bfloat16.
     return torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16)

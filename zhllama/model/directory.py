@@ -16,6 +16,7 @@ from zhllama.tokenizer.load import Loaded, load_opened
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# The ends' names in every checkpoint of the LLaMA family.
 INPUT_KEY = "model.embed_tokens.weight"
 OUTPUT_KEY = "lm_head.weight"
 
@@ -44,6 +45,7 @@ class ModelDirectory(HubDirectory):
     @cached_property
     def tokenizer(self) -> Loaded:
         """The tokenizer inside, without transformers; raises UserError where there is none."""
+        # Without transformers, so that pack needs no torch, which takes seconds to import.
         return load_opened(self)
 
     @cached_property
@@ -76,6 +78,7 @@ class ModelDirectory(HubDirectory):
     @property
     def new_rows(self) -> int:
         """How many rows `resize-embeddings` added, by the directory's own record; 0 for a foreign directory."""
+        # Padding behind the last token counts: such rows are trained and saved with the others.
         return int(self.result.get("rows", 0)) - int(self.result.get("first_new", 0))
 
     def check_block_size(self, block_size: int) -> None:
@@ -91,6 +94,7 @@ class ModelDirectory(HubDirectory):
         names = [SINGLE]
         if (self.path / INDEX).is_file():
             index = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
+            # The index names a file once for each tensor in it.
             names = sorted(set(index["weight_map"].values()))
         for name in names:
             if not (self.path / name).is_file():
@@ -106,6 +110,7 @@ class ModelDirectory(HubDirectory):
         """
         from safetensors import safe_open
 
+        # Headers are a few kilobytes, and a single file has no index to ask instead.
         for shard in self.shards:
             with safe_open(shard, framework="pt") as file:
                 if key in file.keys():  # noqa: SIM118 - not a dict

@@ -22,9 +22,9 @@ class ExportConfig:
     model: str
     """Model directory, for example what merge-adapter wrote."""
     output: str
-    """New directory."""
+    """New model directory to write."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of the weights; serving in 16 bits is the field's habit."""
+    """The precision to write weights in; serving in 16 bits is the field's habit."""
 
 
 def export(config: ExportConfig) -> None:
@@ -41,6 +41,7 @@ def export(config: ExportConfig) -> None:
         rewrite(
             source,
             run.path,
+            # Whole numbers stay whole: buffers such as positions have no precision to choose.
             lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
             "exporting",
         )

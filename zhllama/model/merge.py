@@ -18,6 +18,7 @@ from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.weights import copy_tokenizer, load_model, read_tensor, rewrite
 from zhllama.terminal import say, warn
 
+# Tokens of the base and new ones, digits, and a newline.
 PROMPTS = ("今天天气很好，我们去公园。", "The capital of China is", "1 + 1 = 2\n")
 # Mean total variation between the two next-token distributions; above it something is wrong, not rounded.
 # Merged weights are rounded once more when they are cast back, and bfloat16 keeps 8 bits.
@@ -32,9 +33,9 @@ class MergeAdapterConfig:
     adapter: list[str]
     """Run directory of pretrain or sft, the first of which names the base; repeatable, in the order of training."""
     output: str
-    """New model directory."""
+    """New model directory to write."""
     model: str | None = None
-    """The base, where it has moved since the first run."""
+    """Model directory of the base, where it has moved since the first run."""
     verify: bool = True
     """Compare logits of adapters-on-base and merged on fixed prompts before finishing (loads the model twice)."""
 
@@ -65,8 +66,10 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
             if (base.path / name).is_file():
                 shutil.copyfile(base.path / name, run.path / name)
         copy_tokenizer(base.path, run.path)
+        # While the directory is unfinished: where the predictions differ, `create` removes it.
         merged = ModelDirectory.unfinished(run.path)
         difference = _difference(runs, base, merged) if config.verify else None
+        # Where the new rows begin: the merged model may be trained on, and merged into, again.
         kept = {key: value for key, value in base.result.items() if key in ("first_new", "rows")}
         run.result = {**kept, "base": base.fingerprint, "difference": difference}
     checked = "not compared" if difference is None else f"predictions differ by {difference:.1e} of 1"
@@ -126,15 +129,16 @@ def _adds(run: RunDirectory, before: Sequence[RunDirectory], base: ModelDirector
 def _merged_into(model: dict[str, str], base: str) -> list[str] | None:
     """Fingerprints of the runs that merge-adapter folded into `base`, in order, to make a model; None if it did not.
 
-    Only `run.json` files are read, so the model's weights may be gone. Fingerprints are not computed again by merging:
-    another machine rounds matrix products otherwise.
+    Only `run.json` files are read, so the model's weights may be gone.
 
     Args:
         model: path and fingerprint, as a run's record names its input.
     """
     if model["fingerprint"] == base:
         return []
+    # By records, not by merging again and comparing: another machine rounds matrix products otherwise.
     record = artifact.read_record(model["path"])
+    # The directory may have been written anew since: its record vouches only for what it holds now.
     made = record.get("result", {}).get("fingerprint") == model["fingerprint"]
     if not made or record["command"] != "merge-adapter":
         return None
@@ -171,14 +175,18 @@ def fold(run: RunDirectory, base: ModelDirectory) -> Change:
         if f"{module}.lora_A.weight" in keys:
             assert isinstance(lora, LoraSettings)
             down, up = (read_tensor(file, f"{module}.lora_{part}.weight") for part in "AB")
+            # Summed in float32 and rounded once: an update is often smaller than a step of bfloat16.
             whole = tensor.float() + lora.scale * (up @ down)
             if lora.dora:
+                # DoRA: m (W + s B A) x / |W + s B A|, norms taken row by row, m trained.
                 norms = read_tensor(file, f"{module}.lora_magnitude_vector.weight")
                 whole *= (norms / whole.norm(dim=1))[:, None]
             return whole.to(tensor.dtype)
         if name in (INPUT_KEY, OUTPUT_KEY):
+            # A tied checkpoint may store its matrix twice; both copies get what the input has learnt.
             source = PREFIX + (INPUT_KEY if tied else name).removesuffix(".weight")
             if f"{source}.{ROWS_KEY}" in keys:
+                # The last rows are the new ones; those before them are copied bit for bit.
                 rows = read_tensor(file, f"{source}.{ROWS_KEY}")
                 return torch.cat([tensor[: -len(rows)], rows.to(tensor.dtype)])
             module = source
@@ -196,9 +204,6 @@ def _listed(runs: Sequence[RunDirectory]) -> str:
 def _difference(runs: Sequence[RunDirectory], base: ModelDirectory, merged: ModelDirectory) -> float:
     """Mean total variation of next-token probabilities over fixed prompts, 0 to 1, computed in float32.
 
-    Against the base with the last adapter open on it; those before it are merged by peft, not by us.
-    Layers that trained in full are put into the loaded base; peft has no part in them.
-
     Raises:
         UserError: more than rounding to the stored dtype explains.
     """
@@ -210,6 +215,7 @@ def _difference(runs: Sequence[RunDirectory], base: ModelDirectory, merged: Mode
         tolerance = TOLERANCE[rows[:1].dtype]
     ours = _predictions(load_model(merged, torch.float32), inputs)
     theirs = _predictions(_opened(runs, base), inputs)
+    # Total variation: half of the sum of absolute differences of two distributions, from 0 to 1.
     apart = [(a - b).abs().sum(-1).mean().item() / 2 for a, b in zip(ours, theirs, strict=True)]
     mean = float(sum(apart) / len(apart))
     if mean > tolerance:
@@ -228,6 +234,7 @@ def _opened(runs: Sequence[RunDirectory], base: ModelDirectory) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft unties a matrix that was trained in full
         for run in runs:
+            # peft knows no layers that trained in full: they are put into the loaded base.
             if run.parts.full:
                 change = fold(run, base)
                 model.load_state_dict(
@@ -235,8 +242,10 @@ def _opened(runs: Sequence[RunDirectory], base: ModelDirectory) -> Any:
                 )
                 continue
             model = PeftModel.from_pretrained(model, str(run))
+            # Only the last one stays open; those before it are merged by peft, which is to vouch for them.
             if run != runs[-1]:
                 model = model.merge_and_unload()
+                # peft unties the config, as the ends have a matrix each; the next adapter trained on one.
                 model.config.tie_word_embeddings = tied
                 model.tie_weights()
         return model

@@ -17,7 +17,7 @@ from zhllama.model.bits import Batch
 from zhllama.model.directory import ModelDirectory
 from zhllama.model.resize import Initialisation, InitSettings, open_merged
 from zhllama.model.row_trainer import RowTrainer, Text
-from zhllama.page import line_plot
+from zhllama.page import line_plot, write_image
 from zhllama.terminal import console, print_table, progress_bar, say, warn
 from zhllama.tokenizer.load import Loaded
 
@@ -36,28 +36,30 @@ class ProbeConfig:
     corpus: str
     """Corpus directory or file; its front is trained on, and what follows that is held out."""
     output: str
-    """New report directory."""
+    """New report directory to write."""
     init_input: list[Initialisation] = field(default_factory=lambda: list(ALL))
     """Initialisations of input rows to try (repeatable; all unless some are given)."""
     init_output: list[Initialisation] = field(default_factory=lambda: list(ALL))
     """Initialisations of output rows to try, for untied models: the default serves while inputs are tried, then the best
     input stays."""
     noise: float = InitSettings.noise
-    """Noise on the rows, as init.noise of resize-embeddings."""
+    """Add this noise to the rows, as init.noise of resize-embeddings does."""
+    # In benchmarks/results/probe.md the order at step 25 is that at step 50.
     steps: int = 50
     """Optimiser steps from each initialisation."""
     measure_every: int = 10
     """Steps between two measurements of the held-out text."""
+    # pretrain's default: the ranking is meant for it.
     learning_rate: float = 2e-4
     """Learning rate of AdamW on the new rows: a linear warm-up, then a linear fall to 0."""
     block_size: int = 256
-    """Longest context in tokens."""
+    """The longest context in tokens, in training and when held-out text is measured."""
     batch_size: int = 8
     """Blocks of tokens per step; short documents share them."""
     held_out_bytes: int = 20_000
-    """Text to judge on; a fifth of the corpus where that is short."""
+    """Bytes of text to judge on; a fifth of the corpus where that is short."""
     seed: int = 0
-    """Decides the noise, the random rows and the order of batches, which is the same for all."""
+    """The seed that decides the noise, the random rows and the order of batches, which is the same for all."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot work, and lists that are empty or name something twice."""
@@ -107,10 +109,11 @@ def probe_init(config: ProbeConfig) -> None:
     inputs: dict[str, artifact.Input] = {"model": source, "tokenizer": new.opened, "corpus": corpus}
     with artifact.create(config.output, "report", "probe-init", config, inputs) as run:
         base = source.tokenizer
-        front, tail = split(config, corpus.path)
+        front, tail = split(config, corpus)
         training = _training(config, front, new, int(new.opened.result["first_new"]))
         english = bits.read_front(bits.passages()["english"], 0)
         texts = [Text.of(documents, new, config.block_size) for documents in (tail, english)]
+        # The base is measured while the trainer still is the base: make_room grows it.
         trainer = RowTrainer(source, new)
         before = [trainer.bits_per_byte(Text.of(english, base, config.block_size))]
         # The base needs more tokens for the same Chinese context.
@@ -133,8 +136,9 @@ def probe_init(config: ProbeConfig) -> None:
     say(f"zhllama resize-embeddings {flags}")
 
 
-def split(config: ProbeConfig, corpus: Path) -> tuple[list[str], list[str]]:
+def split(config: ProbeConfig, corpus: Path | Corpus) -> tuple[list[str], list[str]]:
     """What is trained on and what follows it, out of no more of the corpus than the steps can use."""
+    # No more is read than trains and judges: a corpus may be of many gigabytes.
     needed = config.steps * config.batch_size * config.block_size * BYTES_PER_TOKEN
     enough = needed + config.held_out_bytes
     documents, _ = cut_at(bits.read_front(corpus, enough), enough)
@@ -147,6 +151,7 @@ def cut_at(documents: list[str], size: int) -> tuple[list[str], list[str]]:
     for place, document in enumerate(documents):
         raw = document.encode()
         if len(raw) > size:
+            # A character cut in two loses its bytes here, and is whole at the front of the second part.
             left = raw[:size].decode(errors="ignore")
             return [*documents[:place], left], [document[len(left) :], *documents[place + 1 :]]
         size -= len(raw)
@@ -178,6 +183,7 @@ def _training(config: ProbeConfig, documents: list[str], tokenizer: Loaded, firs
     rounds = -(-config.steps // len(batches))
     if rounds > 1:
         warn(f"--corpus {config.corpus}: {len(batches)} batches for {config.steps} steps; they are repeated")
+    # Each round in an order of its own, and all rounds the same for every initialisation.
     generator = torch.Generator().manual_seed(config.seed)
     order = [
         index for _ in range(rounds) for index in torch.randperm(len(batches), generator=generator).tolist()
@@ -189,6 +195,7 @@ def _try_all(
     config: ProbeConfig, trainer: RowTrainer, training: list[Batch], held_out: Text, english: Text
 ) -> list[Run]:
     """Every input initialisation and, where the output has rows of its own, every output one with the best input."""
+    # Inputs first and outputs with the best of them: 6 + 5 trainings of an untied model, not 36.
     default: Initialisation = InitSettings().output
     output = default if default in config.init_output else config.init_output[0]
     others = [] if trainer.tied else [how for how in config.init_output if how != output]
@@ -242,4 +249,4 @@ def _write(path: Path, runs: list[Run], before: list[float], flags: str) -> None
     curves = {f"{one.name}  {one.final:.3f}": (steps, [one.curve[step] for step in steps]) for one in runs}
     curves[f"base, as it is  {before[0]:.3f}"] = ([0, steps[-1]], [before[0]] * 2)
     figure = line_plot(curves, "steps", "bits per byte, held out", "New rows trained alone")
-    figure.savefig(path / "probe.png", dpi=120)
+    write_image(figure, path / "probe.png")

@@ -26,7 +26,7 @@ class PrefixSettings:
     """Keys and values before every conversation, trained for each layer (Li & Liang, arXiv 2101.00190)."""
 
     length: int = 30
-    """How many positions the prefix takes; they start as those of the first tokens of the training data."""
+    """How many positions the prefix takes; keys and values start as those of the training data's first tokens."""
 
     def __post_init__(self) -> None:
         """Refuse an empty prefix."""
@@ -38,10 +38,11 @@ class PrefixSettings:
 class AdaptionSettings:
     """LLaMA-Adapter: prompts attended to beside the text, behind a gate that starts at 0 (arXiv 2303.16199)."""
 
+    # LLaMA-Adapter's own length; it prompts the top 30 of 32 layers.
     length: int = 10
-    """How many vectors each layer's prompt has."""
+    """How many vectors the adaption prompt of a layer has."""
     layers: int = 0
-    """How many layers have one, counted from the top; 0 takes all."""
+    """How many layers have an adaption prompt, counted from the top; 0 takes all."""
 
     def __post_init__(self) -> None:
         """Refuse prompts that do nothing."""
@@ -59,6 +60,8 @@ def check_adaption(model: ModelDirectory, settings: AdaptionSettings) -> None:
             f"body adaption: peft has adaption prompts for {' and '.join(ADAPTED)} models, {model} is {kind}; "
             "use --body lora"
         )
+    # peft takes hidden size / width of k_proj for the query heads of a group; that holds only where the heads
+    # are together as wide as the states.
     width = int(config.get("head_dim") or 0) * int(config["num_attention_heads"])
     if width not in (0, config["hidden_size"]):
         raise UserError(
@@ -70,23 +73,24 @@ def check_adaption(model: ModelDirectory, settings: AdaptionSettings) -> None:
 
 
 class Prefix(nn.Module):
-    """A trained prefix, and the cache that attention layers take it from.
-
-    The cache keeps nothing: a layer that runs again, as activation checkpointing makes it, finds the same.
-    """
+    """A trained prefix, and the cache that attention layers take it from."""
 
     def __init__(self, length: int, config: Any) -> None:
         super().__init__()
         self.length, self.depth = length, int(config.num_hidden_layers)
         self.heads, self.width = kv_shape(config)
         size = self.depth * 2 * self.heads * self.width
+        # Under peft's name, so that the parameter's key is that of its file.
         self.register_parameter(PREFIX_KEY, nn.Parameter(torch.empty(length, size).normal_()))
+        # By layer; empty means that there is no prefix, and layers are left alone.
         self.states: list[tuple[Tensor, Tensor]] = []
 
     def forward(self) -> None:
         """Cut the parameter into keys and values, (heads, length, width) each, for the layers to find."""
         rows = F.embedding(torch.arange(self.length, device=self.weight.device), self.weight)
+        # peft's order: layer after layer, each its keys and then its values.
         parts = rows.view(self.length, self.depth * 2, self.heads, self.width).permute(1, 2, 0, 3)
+        # (layers x 2, heads, length, width): every other one is a layer's keys.
         self.states = [(parts[at], parts[at + 1]) for at in range(0, 2 * self.depth, 2)]
 
     @property
@@ -98,22 +102,29 @@ class Prefix(nn.Module):
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values, (batch, heads, length, width), behind those of the prefix."""
+        # Nothing is kept: a layer that runs again, as activation checkpointing makes it, must find the same.
         before = (state.to(key.dtype).expand(len(key), -1, -1, -1) for state in self.states[layer])
         first, second = before
         return torch.cat([first, key], dim=2), torch.cat([second, value], dim=2)
 
     def mask(self, positions: Tensor) -> Tensor:
         """What sees what, (batch, 1, length, prefix + length): the prefix, and the document's own past."""
+        # Documents by transformers' own rule: positions that go on by one stay in theirs. It hands a mask of
+        # four dimensions to the layers as it is.
         documents = (positions.diff(dim=1, prepend=positions[:, :1] - 1) != 1).cumsum(1)
         causal = torch.ones(2 * positions.shape[1:], dtype=torch.bool, device=positions.device).tril()
+        # (batch, length, length): a token sees those of its own document up to itself.
         seen = (documents[:, :, None] == documents[:, None, :]) & causal
         return F.pad(seen, (self.length, 0), value=True)[:, None]
 
     @torch.no_grad()
     def start_from(self, decoder: Any, ids: Tensor) -> None:
         """Begin as the keys and values that a decoder, without the prefix, makes of `ids`, (length,)."""
+        # `states` is still empty, so the layers find the decoder's own cache.
         cache = decoder(input_ids=ids[None], use_cache=True).past_key_values
+        # Cached keys are rotated already, by the positions 0 to length - 1 of a prefix.
         states = [state[0].transpose(0, 1) for layer in cache.layers for state in (layer.keys, layer.values)]
+        # (length, layers x 2, heads, width), flattened behind the length.
         self.weight.copy_(torch.stack(states, dim=1).reshape(self.length, -1))
 
 
@@ -131,6 +142,7 @@ def install_prefix(model: Any, settings: PrefixSettings) -> None:
     def offer(module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return inputs, named | ({"past_key_values": prefix} if prefix.states else {})
 
+    # At the attention, not at the decoder: activation checkpointing takes a cache away from a layer.
     for layer in model.get_decoder().layers:
         layer.self_attn.register_forward_pre_hook(offer, with_kwargs=True)
     model.prefix = prefix
@@ -141,6 +153,7 @@ def install_adaption(model: Any, settings: AdaptionSettings) -> None:
     from peft.tuners.adaption_prompt import AdaptedAttention
 
     layers = model.get_decoder().layers
+    # For 0 this is layers[0:], all of them.
     for layer in layers[-settings.layers :]:
         layer.self_attn = AdaptedAttention(model.config.model_type, settings.length, layer.self_attn)
 

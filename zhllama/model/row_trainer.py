@@ -65,6 +65,7 @@ class RowTrainer:
     def start(self, init: InitSettings, seed: int) -> None:
         """Set the new rows to what resize-embeddings would write."""
         for output, (old, rows) in enumerate(zip(self.old, self.rows, strict=True)):
+            # In place: the model holds these very parameters.
             rows.data.copy_(initial_rows(old, self.parts, init, seed, bool(output)))
 
     def bits_per_byte(self, text: Text) -> float:
@@ -84,6 +85,7 @@ class RowTrainer:
         Raises:
             UserError: a loss that is no number.
         """
+        # No decay, as in pretraining: it would shrink the rows that a batch does not hold.
         optimizer = torch.optim.AdamW(self.rows, lr=rate, weight_decay=0.0)
         curve = {0: self.bits_per_byte(held_out)}
         for step, batch in enumerate(training, 1):
@@ -98,6 +100,7 @@ class RowTrainer:
             optimizer.zero_grad()
             if step % measure_every == 0 or step == len(training):
                 curve[step] = self.bits_per_byte(held_out)
+                # Rows that are no numbers stay so, and the next look finds them.
                 if not math.isfinite(curve[step]):
                     raise UserError(f"learning_rate {rate}: the loss is no number at step {step}; lower it")
             advance()
@@ -107,4 +110,5 @@ class RowTrainer:
 def share_of_rate(step: int, steps: int) -> float:
     """How much of the learning rate a step (from 1) gets: up to the whole in the warm-up, then down towards 0."""
     warm = max(1, round(WARM_UP * steps))
+    # The last step still has a rate above 0.
     return step / warm if step <= warm else (steps - step + 1) / (steps - warm + 1)

@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zhllama.config import UserError
+from zhllama.device import default_device
 from zhllama.model.adapter import LoraSettings, Parts, adapter_key, lora_config, part_of
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
-from zhllama.model.fast.attention import share_keys
 from zhllama.model.fast.heap import LAYERS, trim_before
+from zhllama.model.fast.install import install
 from zhllama.model.fast.loss import IGNORED, linear_cross_entropy
-from zhllama.model.fast.recompute import recompute_activations
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, install_adaption, install_prefix
 from zhllama.model.weights import load_model
 
 
+# A parameter of their own, not a mask over the gradient of the whole matrix: weight decay would move the old
+# rows all the same, and AdamW hold two averages of each.
 class NewRowsEmbedding(nn.Module):
     """Embedding whose ids from `first_new` on are looked up in a trained matrix of their own."""
 
@@ -35,6 +37,7 @@ class NewRowsEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., length) ids to (..., length, hidden)."""
+        # Each id is looked up in both, clamped into range; `where` gives the wrong one no gradient.
         old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
         new = F.embedding((ids - self.first_new).clamp(min=0), self.new_rows).to(old.dtype)
         return torch.where((ids >= self.first_new)[..., None], new, old)
@@ -57,6 +60,7 @@ class LossHead(nn.Module):
         Without labels, (..., hidden) to logits of (..., rows).
         """
         if labels is None:
+            # The slice is for ZeRO-3, which keeps the new rows in the frozen matrix too.
             logits = F.linear(hidden, self.weight[: self.first_new].to(hidden.dtype))
             if self.new_rows is None:
                 return logits
@@ -64,6 +68,7 @@ class LossHead(nn.Module):
         return linear_cross_entropy(hidden, self.weight[: self.first_new], self.new_rows, labels, nats)
 
 
+# Not a PeftModel, whose forward pass makes the logits of every token; the Trainer takes any module.
 class TrainableModel(nn.Module):
     """A causal language model that returns a loss, and of which only the chosen parts train."""
 
@@ -88,11 +93,11 @@ class TrainableModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Loss over labels other than -100, shifted by one, divided by `num_items_in_batch` (default: its own).
 
-        Positions that restart at 0 inside a row separate documents: without an attention mask, transformers
-        then builds the block-diagonal causal mask. All inputs are (batch, length) int64.
+        Positions that restart at 0 inside a row separate documents. All inputs are (batch, length) int64.
         """
         hidden = self.hidden(input_ids, position_ids)
         target = labels[:, 1:]
+        # Only states that predict a label reach the output matrix: in tuning, prompts cost no logits.
         wanted = target != IGNORED
         labels = target[wanted]
         nats = None if self.on_loss is None else torch.empty_like(labels, dtype=torch.float32)
@@ -109,10 +114,13 @@ class TrainableModel(nn.Module):
         if self.noise and self.training:
             embedded = self.base.get_input_embeddings()(input_ids)
             inputs = {"inputs_embeds": embedded + noise_like(embedded, position_ids, self.noise)}
+        # Given no mask and no cache, transformers builds a block-diagonal causal mask where positions
+        # restart. A prefix needs one with more columns.
         mask, prefix = None, getattr(self.base, "prefix", None)
         if prefix is not None:
             prefix()
             mask = prefix.mask(position_ids)
+            # The prefix takes the first positions of every document, as peft counts them.
             position_ids = position_ids + prefix.length
         states: Tensor = self.base.get_decoder()(
             **inputs, attention_mask=mask, position_ids=position_ids, use_cache=False
@@ -149,6 +157,7 @@ def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
         positions: (batch, length), restarting at each document.
     """
     begins = positions.diff(dim=1, prepend=positions[:, :1] - 2) != 1  # each row begins one
+    # A number for each document of the batch, at each of its tokens; then that document's length.
     document = begins.flatten().cumsum(0) - 1
     lengths = torch.bincount(document)[document].view_as(positions)
     most = alpha / (lengths * embedded.shape[-1]).to(embedded.dtype).sqrt()
@@ -156,16 +165,25 @@ def noise_like(embedded: Tensor, positions: Tensor, alpha: float) -> Tensor:
 
 
 def load_trainable(
-    source: ModelDirectory, parts: Parts, dtype: torch.dtype, device: str | None = None
+    source: ModelDirectory,
+    parts: Parts,
+    dtype: torch.dtype,
+    device: str | None = None,
+    kind: str | None = None,
 ) -> TrainableModel:
     """Load a model with everything frozen but the named parts, which are float32.
 
     `check_parts` says beforehand whether the choice makes sense. `parts.full` trains all of the layers and the final
     norm, `parts.quantise` holds the frozen layers in 4 bits (NF4, arXiv 2305.14314).
 
+    Args:
+        device: where to put it; without one it stays on the CPU, for a Trainer to place.
+        kind: of the device that it will run on, cpu or cuda; by default that of `device`, or this machine's.
+
     Raises:
         UserError: a LoRA target that the model does not have.
     """
+    # Ends before LoRA, so that it finds no linear layer there; lean layers after it, as they replace its own.
     base, method = load_model(source, dtype, parts.quantise), parts.method
     base.requires_grad_(False)
     base.config.use_cache = False
@@ -181,17 +199,19 @@ def load_trainable(
     elif isinstance(method, AdaptionSettings):
         install_adaption(base, method)
     for name, parameter in base.named_parameters():
+        # The whole matrices; new rows have parameters of their own.
         at_the_ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
         chosen = parts.embeddings == "all" if at_the_ends else parts.full
         added = part_of(adapter_key(name)) in ("LoRA", "new rows", "prompts")
         parameter.requires_grad_(added or chosen)
+        # Float32, because in bfloat16 a step below 1/512 of a weight is rounded away. A parameter that ZeRO-3
+        # has parted is empty here, and DeepSpeed keeps a float32 master of it.
         if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.float()
-    recompute_activations(base)
-    if base.device.type == "cpu":
-        trim_before([base.get_output_embeddings()])
-        share_keys(base)
+    # Not the device of the weights: until training begins, they lie on the CPU.
+    install(base, kind or torch.device(device or default_device()).type)
     model = TrainableModel(base, count)
+    # Without one the Trainer, or ZeRO-3, gives each part its place.
     return model.to(device) if device else model
 
 
@@ -226,6 +246,7 @@ def _install_rows(base: Any, source: ModelDirectory, count: int) -> None:
     old = _without_last(embedding.weight, first, source, INPUT_KEY)
     input_rows = nn.Parameter(last_rows(source, INPUT_KEY, count))
     base.set_input_embeddings(NewRowsEmbedding(old, input_rows, first))
+    # One parameter at both ends: its gradients add up, and the optimiser meets it once.
     if tied:
         base.lm_head = LossHead(old, input_rows, first)
     else:
@@ -234,12 +255,11 @@ def _install_rows(base: Any, source: ModelDirectory, count: int) -> None:
 
 
 def _without_last(weight: nn.Parameter, first: int, source: ModelDirectory, key: str) -> nn.Parameter:
-    """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them.
-
-    A matrix in the file's own dtype is mapped, not read: there a view holds nothing, and a copy would hold the rest.
-    """
+    """The rows before `first`, so that new ones are not held twice; all of them where ZeRO-3 has parted them."""
     if hasattr(weight, "ds_id"):
         return weight
+    # A matrix in the file's own dtype is mapped, not read: a view of it holds nothing, a copy would hold the
+    # rest. One that was cast on loading is in memory whole, and only a copy lets go of its other rows.
     with source.tensor(key) as stored:
         mapped = stored[:1].dtype == weight.dtype
     rows = weight.detach()[:first]
@@ -249,6 +269,7 @@ def _without_last(weight: nn.Parameter, first: int, source: ModelDirectory, key:
 def last_rows(source: ModelDirectory, key: str, count: int) -> Tensor:
     """The last rows of a tensor, read from disk: under ZeRO-3 no rank holds the whole matrix."""
     with source.tensor(key) as tensor:
+        # And as stored: the loaded matrix is rounded to the precision of training.
         return torch.as_tensor(tensor[-count:]).float()
 
 

@@ -62,12 +62,13 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`input_ids`, `position_ids` (restarting per document) and `labels`, each (size,) int64.
 
-        Restarting positions are what keeps attention inside a document; padding has positions of its own and no
-        labels. With `attend_across_documents` positions run on, and a document's first token is learnt as well.
+        With `attend_across_documents` positions run on, and a document's first token is learnt as well.
         """
         ids = torch.from_numpy(self.ids[index].astype(np.int64))
         lengths = self.lengths[self.offsets[index] : self.offsets[index + 1]].tolist()
         used, size = sum(lengths), len(ids)
+        # Positions that restart are what keeps attention inside a document. Padding is a segment of its own,
+        # so that nothing sees it.
         segments = [size] if self.attend_across_documents else [*lengths, size - used]
         positions = torch.cat([torch.arange(length) for length in segments])
         # A segment's first token follows nothing that it may see.
@@ -75,6 +76,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         learnt[used:] = False
         if self.loss is not None:
             learnt &= torch.from_numpy(np.array(self.loss[index]))
+        # Labels stand at their own tokens: the model shifts them.
         return {"input_ids": ids, "position_ids": positions, "labels": torch.where(learnt, ids, IGNORED)}
 
     @classmethod

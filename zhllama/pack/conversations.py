@@ -20,6 +20,7 @@ def pack_conversations(samples: Sequence[tuple[Any, Any]], size: int, padding: i
     places = best_fit(lengths, size)
     order = np.argsort(places, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(places))])
+    # uint32 holds the ids of any vocabulary; unlike a corpus, conversations are in memory anyway.
     ids = np.full((len(offsets) - 1, size), padding, dtype=np.uint32)
     loss = np.zeros(ids.shape, dtype=bool)
     for block, members in enumerate(np.split(order, offsets[1:-1])):

@@ -26,26 +26,27 @@ class PackConfig:
     """Tokenise corpora and pack them into blocks; every document ends with EOS, newlines survive."""
 
     corpus: list[str]
-    """Corpus directory or file (repeatable)."""
+    """Corpus directory, or what clean reads: a file, a folder, what `datasets` saved, hf:NAME[:SPLIT]; repeatable."""
     model: str
     """Model directory whose tokenizer to use; the blocks fit only that tokenizer."""
     output: str
-    """New tokens directory."""
+    """New tokens directory to write."""
     block_size: int = 1024
     """Tokens per block; longer documents are cut, shorter ones only where padding would exceed 1%."""
     weight: list[float] = field(default_factory=list)
-    """Share of each corpus among the corpora, in their order (repeatable); all of each, once, without it."""
+    """Share of each corpus among the corpora, in their order; repeatable. Without shares all of each is packed once."""
     shares: dict[str, float] = field(default_factory=dict)
     """Share of each kind of document, such as {books: 0.3, web: 0.7}, in place of weights; a kind is the folder of the
     raw corpus that `clean` found a document in (`other`: in none). Kinds not named are left out."""
     replay: str | None = None
-    """Corpus directory or file of text the base already knows (English), against forgetting."""
+    """Corpus, as --corpus, of text the base already knows (English), against forgetting."""
     replay_share: float = 0.1
     """Share of all blocks taken from --replay, spread evenly; used only with it."""
+    # Up to four times read, text is worth nearly as much as new text (Muennighoff et al., arXiv 2305.16264).
     max_epochs: float = 4.0
     """How often a corpus or the replay may be repeated to reach its share."""
     threads: int = 0
-    """Threads that tokenise; 0 takes all cores."""
+    """How many threads tokenise; 0 takes all cores."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot work."""
@@ -80,6 +81,7 @@ def pack(config: PackConfig) -> None:
     tokenizer = model.tokenizer
     with artifact.create(config.output, "tokens", "pack", config, inputs) as run:
         weights = list(config.shares.values()) or config.weight
+        # Ids wait for the mixture in hidden files beside the result, which fingerprints pass over.
         if config.shares:
             sources = _tokenise_kinds(config, corpora, run.path, tokenizer)
         else:
@@ -93,6 +95,7 @@ def pack(config: PackConfig) -> None:
         main = blocks_per_source(available[: len(sources) - (replay is not None)], weights, config.max_epochs)
         replayed = _replay_count(config, sum(main), available[-1]) if replay is not None else 0
         counts = [*main, replayed] if replay is not None else main
+        # Any id would do: padding has no label, and nothing sees it.
         padding = tokenizer.eos_id() if tokenizer.pad is None else tokenizer.id_of(tokenizer.pad)
         tokens = write_blocks(run.path, sources, counts, config.block_size, padding).tolist()
         for source in sources:
@@ -120,7 +123,7 @@ def pack(config: PackConfig) -> None:
 
 
 def _tokenise(config: PackConfig, corpus: Corpus, file: Path, tokenizer: Loaded) -> FittedCorpus:
-    documents = track(read_documents(corpus.path), f"tokenising {corpus.path.name}")
+    documents = track(read_documents(corpus), f"tokenising {corpus.path.name}")
     encoded = encode_to_file(documents, tokenizer, file, _threads(config))
     return _fitted(config, corpus.flag, str(corpus), encoded)
 
@@ -147,6 +150,7 @@ def _tokenise_kinds(
 
 
 def _threads(config: PackConfig) -> int:
+    # What this process may use: a container or Slurm gives fewer cores than the machine has.
     return config.threads or len(os.sched_getaffinity(0))
 
 
@@ -163,6 +167,7 @@ def _fitted(config: PackConfig, flag: str, name: str, encoded: Encoded) -> Fitte
 def _replay_count(config: PackConfig, main: int, available: int) -> int:
     """Blocks of replay, with a warning where they fall short of their share."""
     count = choose_replay(main, available, config.replay_share, config.max_epochs)
+    # What the share asks for, whatever the epochs.
     wanted = choose_replay(main, main, config.replay_share, float("inf"))
     if count < wanted:
         warn(

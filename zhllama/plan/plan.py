@@ -13,10 +13,11 @@ from zhllama import artifact
 from zhllama.config import UserError, parse
 from zhllama.model.directory import ModelDirectory
 from zhllama.pack.blocks import TokensDirectory
-from zhllama.page import stacked_plot
+from zhllama.page import stacked_plot, write_image
 from zhllama.plan.cost import Gpu, find_gpu, flops_per_token, hours
 from zhllama.plan.memory import GIB, PARTS, Counts, Job, count, host_memory, known_shape, memory, shape_config
 from zhllama.plan.sharding import Zero, read_zero, with_stage
+from zhllama.recipes.find import find_file
 from zhllama.terminal import print_table, say
 from zhllama.train.pretrain import PretrainConfig
 from zhllama.train.sft import SftConfig
@@ -117,7 +118,7 @@ def plan(config: PlanConfig) -> None:
         with artifact.create(config.output, "report", "plan", config, inputs) as run:
             report = {"tokens": tokens, "plans": [_report(p, c) for p, c in zip(plans, costs, strict=True)]}
             artifact.write_json(run.path / "report.json", report)
-            plot(plans, kinds).savefig(run.path / "plan.png", dpi=120)
+            write_image(plot(plans, kinds), run.path / "plan.png")
             run.result = {"plans": len(plans)}
         say(f"{config.output}: report.json, plan.png")
 
@@ -129,8 +130,15 @@ def read_recipes(files: Sequence[str]) -> tuple[Stage, Zero]:
         UserError: whatever the command would refuse in them.
     """
     deepspeed, keys = None, set[str]()
+    files = [str(find_file(file)) for file in files]
     arguments = [part for file in files for part in ("--config", file)]
-    unset = ["--train.deepspeed", "null", "--train.use_cpu", "true", "--model=-", "--output=-"]
+    unset = [
+        "--train.deepspeed=null",
+        "--train.use_cpu=true",
+        "--train.report_to=none",
+        "--model=-",
+        "--output=-",
+    ]
     for file in files:
         content = _content(file)
         keys |= set(content)
@@ -294,7 +302,7 @@ def _report(planned: Planned, cost: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def plot(plans: Sequence[Planned], kinds: Sequence[Gpu]) -> Figure:
+def plot(plans: Sequence[Planned], kinds: Sequence[Gpu]) -> Figure | None:
     """Memory per GPU by part, a bar for each plan, and a line for each kind of GPU."""
     parts = {part: [p.parts[part] / GIB for p in plans] for part in PARTS}
     series = {part: values for part, values in parts.items() if any(values)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.config import UserError
+from zhllama.recipes.find import find_file
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_zero(file: Path) -> Zero:
         UserError: no such file, or not JSON.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(find_file(file).read_text(encoding="utf-8"))
     except FileNotFoundError as problem:
         raise UserError(
             f"train.deepspeed {file}: no such file; DeepSpeed's own are in ds_configs/"

@@ -22,8 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zhllama.model.adapter import Body, LoraSettings, lora_config
-from zhllama.model.fast.attention import share_keys
-from zhllama.model.fast.recompute import recompute_activations
+from zhllama.model.fast.install import install
 
 
 @dataclass(frozen=True)
@@ -164,9 +163,7 @@ def _model(config: Any, body: Body, lora: LoraSettings | None, kind: str) -> Any
             model = inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".layers." in name and (body == "full" or "lora_" in name))
-    recompute_activations(model, kind)
-    if kind == "cpu":
-        share_keys(model)
+    install(model, kind)
     return model
 
 

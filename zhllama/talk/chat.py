@@ -18,6 +18,7 @@ from zhllama.model.adapter import RunDirectory
 from zhllama.model.directory import ModelDirectory
 from zhllama.model.merge import open_adapter
 from zhllama.model.weights import load_model
+from zhllama.rows import read_written
 from zhllama.talk.generate import Reply, batches, end_ids, generate, room
 from zhllama.terminal import console, progress_bar, say, track
 
@@ -31,25 +32,26 @@ class ChatConfig:
     adapter: str | None = None
     """Run directory of pretrain or sft, used on its base --model without merging."""
     prompt: list[str] = field(default_factory=list)
-    """Answer these and exit; repeatable."""
+    """A prompt to answer instead of talking; repeatable."""
     input: str | None = None
-    """JSONL of prompts to answer: instruction (and input), pCLUE's input, or messages; needs --output."""
+    """Prompts to answer, as JSONL, JSON or a table: instruction (and input), pCLUE's input, or messages; needs
+    --output."""
     output: str | None = None
     """Directory for answers.jsonl, with --input; an unfinished one is continued."""
     system: str | None = None
-    """System prompt; the template's own by default."""
+    """System prompt of every conversation; the template's own by default."""
     max_new_tokens: int = 256
-    """Longest answer in tokens."""
+    """The longest answer, in tokens."""
     temperature: float = 0.0
-    """0 always takes the likeliest token; higher samples more freely."""
+    """How freely tokens are sampled; 0 always takes the likeliest."""
     top_p: float = 0.9
     """Sample from the likeliest tokens that make up this much probability."""
     repetition_penalty: float = 1.1
-    """Above 1, tokens already used become less likely."""
+    """How much less likely tokens already used become; 1 leaves them as they are."""
     seed: int = 0
-    """Decides what is sampled."""
+    """The seed that decides what is sampled."""
     batch_size: int = 16
-    """Prompts of a file answered side by side."""
+    """How many prompts of a file are answered side by side."""
 
     def __post_init__(self) -> None:
         """Refuse combinations that would be ignored."""
@@ -79,12 +81,14 @@ class Speaker:
     """
 
     def __init__(self, source: ModelDirectory, adapter: RunDirectory | None, config: ChatConfig) -> None:
+        # The first two refuse for themselves where there is nothing to load.
         if not (source.positions and source.shards and source.tokenizer.chat_template):
             raise UserError(f"--model {source}: no chat template inside, so it cannot chat")
         self.positions, self.tokenizer = source.positions, source.chat_tokenizer
         self.model = load_model(source, default_dtype())
         if adapter is not None:
             self.model = open_adapter(adapter, self.model)
+            # A prefix takes positions from the text.
             self.positions -= getattr(self.model.active_peft_config, "num_virtual_tokens", 0) or 0
         self.model.to(default_device()).eval()
         self.ends = end_ids(self.model, self.tokenizer)
@@ -98,6 +102,7 @@ class Speaker:
             UserError: a conversation that fills the model's positions, or that its chat template refuses.
         """
         if self.config.system is not None:
+            # Templates know one system message, at the front.
             others = [message for message in messages if message["role"] != "system"]
             messages = [{"role": "system", "content": self.config.system}, *others]
         return encode_prompt(messages, self.tokenizer, self.positions)
@@ -158,10 +163,12 @@ def _answer_file(config: ChatConfig, source: ModelDirectory, adapter: RunDirecto
     with artifact.create(config.output, "report", "chat", config, inputs, resume=True) as run:
         answers = _answer_all(config, prompts, Speaker(source, adapter, config), run.path / "answers.part")
         rows = []
+        # Written anew in the order of the prompts: `answers.part` has them by length.
         for messages, answer in zip(prompts, answers, strict=True):
             said = {"role": "assistant", "content": answer.pop("reply")}
             rows.append(json.dumps({"messages": [*messages, said], **answer}, ensure_ascii=False) + "\n")
         (run.path / "answers.jsonl").write_text("".join(rows), encoding="utf-8")
+        # Only now: until the whole file is there, the part is what a run goes on from.
         (run.path / "answers.part").unlink()
         ended = sum(answer["ended"] == "eos" for answer in answers)
         run.result = {"answers": len(answers), "ended": ended}
@@ -176,6 +183,7 @@ def _check_settings(config: ChatConfig) -> None:
         return
     now = as_given(config)
     for name, then in record["settings"].items():
+        # The others are compared by fingerprint, or are where the run already is.
         if name not in ("model", "input", "output") and then != now.get(name):
             raise UserError(
                 f"--output {config.output}: begun with {name} {then}, not {now.get(name)}; give the same, or choose "
@@ -197,6 +205,7 @@ def _answer_all(
     if answers:
         say(f"{part}: {len(answers)} of {len(prompts)} prompts are answered already")
     groups = list(batches(encoded, config.batch_size, config.max_new_tokens, speaker.positions))
+    # A group is answered whole or again: its sampling begins at its seed.
     left = [places for places in groups if not answers.keys() >= set(places)]
     with part.open("a", encoding="utf-8") as stream, progress_bar() as bar:
         task = bar.add_task("answering", total=len(prompts), completed=len(answers), note="")
@@ -206,6 +215,7 @@ def _answer_all(
                 ended = "eos" if reply.ended else "length"
                 answers[place] = {"reply": speaker.text(reply), "ended": ended, "tokens": len(reply.ids)}
             stream.write("".join(json.dumps([at, answers[at]], ensure_ascii=False) + "\n" for at in places))
+            # A kill then costs one group at most.
             stream.flush()
             bar.update(task, completed=len(answers))
     return [answers[place] for place in range(len(prompts))]
@@ -213,12 +223,7 @@ def _answer_all(
 
 def _kept(part: Path) -> dict[int, dict[str, Any]]:
     """What an interrupted run has answered, by place; a line that a kill cut short is no answer."""
-    if not part.is_file():
-        return {}
-    whole, _, cut = part.read_text(encoding="utf-8").rpartition("\n")
-    if cut:  # or the next line would be added to it
-        part.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    return dict(json.loads(line) for line in whole.splitlines())
+    return dict(read_written(part, trim=True))  # or the next line would be added to what was cut
 
 
 def _talk(speaker: Speaker) -> None:

@@ -97,8 +97,10 @@ def knee(x: list[float], y: list[float]) -> tuple[float, float] | None:
     return x[place], y[place]
 
 
-def with_knees(figure: Figure, curves: dict[str, Curve]) -> Figure:
-    """The figure with a ring and a number at the knee of each curve."""
+def with_knees(figure: Figure | None, curves: dict[str, Curve]) -> Figure | None:
+    """The figure, where there is one, with a ring and a number at the knee of each curve."""
+    if figure is None:
+        return None
     axes = figure.axes[0]
     for curve in curves.values():
         if found := knee(*curve):

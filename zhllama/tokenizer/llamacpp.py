@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
 import importlib.util
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 from zhllama.config import UserError
 from zhllama.tokenizer import write
 from zhllama.tokenizer.admit import NORMAL
 from zhllama.tokenizer.load import Loaded
 
-WHEEL = "xllamacpp"  # llama.cpp as one shared library; optional, the tests have it
-LAYOUT = "2026.10."  # the versions whose llama_model_params is the one below
+WHEELS = ("xllamacpp", "gguf")  # llama.cpp with its server, its file format; optional, the tests have them
 # What a byte-level pre-tokenizer's settings contain -> llama.cpp's name for it. Its converter finds the name by
 # hashing the tokens of a probe text with Chinese in it, and every Chinese extension changes that hash.
 PRE_TOKENIZERS = (
@@ -28,10 +27,15 @@ PRE_TOKENIZERS = (
     (re.compile(r'"Digits"'), "smollm"),
     (re.compile(r'"use_regex": true'), "gpt-2"),
 )
-# llama.cpp tells every key of a file otherwise.
-SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(
-    lambda level, text, data: None
-)
+# The server takes no vocabulary without a model, and llama.cpp aborts on one of no layers: the smallest that it runs.
+WIDTH = 32
+LAYER = {
+    "attn_norm": (WIDTH,),
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (WIDTH, WIDTH)),
+    "ffn_norm": (WIDTH,),
+    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), (WIDTH, WIDTH)),
+}
+CONTEXT = 64  # tokens; asking for ids does not use it
 
 
 def knows(loaded: Loaded) -> bool:
@@ -55,18 +59,28 @@ def _pre_tokenizer(loaded: Loaded) -> str | None:
 
 
 def write_vocabulary(loaded: Loaded, path: Path, prefix: bool = True) -> None:
-    """Write a GGUF file that holds a vocabulary and no tensor (keys: ggml's gguf.md).
+    """Write a GGUF file that holds a vocabulary and a model of one layer of zeros (keys: ggml's gguf.md).
 
     Without `prefix` llama.cpp puts no space in front of a text, as inside a sentence.
     """
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
+    tokens = _add_vocabulary(writer, loaded, prefix)
+    _add_model(writer, tokens)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_vocabulary(writer: Any, loaded: Loaded, prefix: bool) -> int:
+    """Add the keys of a vocabulary; how many tokens it has."""
     if loaded.proto is not None:
         pieces = loaded.proto.pieces
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_token_list([piece.piece for piece in pieces])
+        tokens = [piece.piece for piece in pieces]
         writer.add_token_scores([piece.score for piece in pieces])
         writer.add_token_types([piece.type for piece in pieces])
         writer.add_add_space_prefix(prefix and loaded.proto.normalizer_spec.add_dummy_prefix)
@@ -75,7 +89,6 @@ def write_vocabulary(loaded: Loaded, path: Path, prefix: bool = True) -> None:
         model = json.loads(loaded.fast.to_str())["model"]
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer_name(loaded))
-        writer.add_token_list(tokens)
         writer.add_token_types(types)
         writer.add_token_merges(
             [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -87,9 +100,24 @@ def write_vocabulary(loaded: Loaded, path: Path, prefix: bool = True) -> None:
     ):
         if token := getattr(loaded, role):
             add(loaded.id_of(token))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    writer.add_token_list(tokens)
+    return len(tokens)
+
+
+def _add_model(writer: Any, tokens: int) -> None:
+    """Add the keys and tensors of a LLaMA of one layer."""
+    import numpy as np
+
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    shapes = {"token_embd": (tokens, WIDTH), "output_norm": (WIDTH,)}
+    shapes |= {f"blk.0.{name}": shape for name, shape in LAYER.items()}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32 if len(shape) == 1 else np.float16))
 
 
 def _bytelevel_tokens(loaded: Loaded) -> tuple[list[str], list[int]]:
@@ -104,37 +132,40 @@ def _bytelevel_tokens(loaded: Loaded) -> tuple[list[str], list[int]]:
 
 
 class LlamaCpp:
-    """Real llama.cpp on a vocabulary, by way of the C interface in the wheel's library (llama.h)."""
-
-    class ModelParameters(ctypes.Structure):
-        """llama_model_params of these versions; only `vocab_only` is ever set."""
-
-        _fields_ = [
-            ("pointers_and_numbers", ctypes.c_uint64 * 9),
-            ("vocab_only", ctypes.c_bool),
-            ("switches", ctypes.c_bool * 7),
-        ]
+    """Real llama.cpp on a model file: its own server, in this process, asked over HTTP (`/tokenize` of its README)."""
 
     def __init__(self, path: Path) -> None:
-        self.library = _library()
-        parameters = self.library.llama_model_default_params()
-        parameters.vocab_only = True
-        self.model = self.library.llama_model_load_from_file(str(path).encode(), parameters)
-        if not self.model:
-            raise UserError(f"{path}: llama.cpp does not load it")
-        self.vocabulary = self.library.llama_model_get_vocab(self.model)
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.port = 0  # any that is free
+        parameters.n_ctx = CONTEXT
+        parameters.n_parallel = parameters.n_threads_http = parameters.cpuparams.n_threads = 1
+        parameters.warmup = parameters.fit_params = False
+        parameters.verbosity = -1  # it tells every key of a file otherwise
+        try:
+            self.server = xllamacpp.Server(parameters)
+        except RuntimeError as problem:
+            raise UserError(f"{path}: llama.cpp does not load it") from problem
+        self.address = urlsplit(self.server.listening_address).netloc
 
     def encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids of each text, without BOS; the names of special tokens are text unless `special`."""
         found = []
-        for text in texts:
-            raw = text.encode()
-            room = len(raw) + 8
-            ids = (ctypes.c_int32 * room)()
-            count = self.library.llama_tokenize(self.vocabulary, raw, len(raw), ids, room, False, special)
-            assert count >= 0, text
-            found.append(ids[:count])
+        with closing(HTTPConnection(self.address)) as connection:
+            for text in texts:
+                asked = {"content": text, "add_special": False, "parse_special": special}
+                connection.request("POST", "/tokenize", json.dumps(asked))
+                answer = connection.getresponse()
+                read = answer.read()
+                assert answer.status == 200, (text, read)
+                found.append(json.loads(read)["tokens"])
         return found
+
+    def close(self) -> None:
+        """End the server and its threads."""
+        del self.server
 
 
 @contextmanager
@@ -147,36 +178,10 @@ def opened(loaded: Loaded, prefix: bool = True) -> Iterator[LlamaCpp]:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "vocabulary.gguf"
         write_vocabulary(loaded, file, prefix)
-        runtime = LlamaCpp(file)
-        try:
+        with closing(LlamaCpp(file)) as runtime:
             yield runtime
-        finally:
-            runtime.library.llama_model_free(runtime.model)
 
 
 def is_available() -> bool:
-    """Whether the wheel is installed, in a version whose structures are known here."""
-    try:
-        return importlib.metadata.version(WHEEL).startswith(LAYOUT)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def _library() -> Any:
-    spec = importlib.util.find_spec(WHEEL)
-    assert spec is not None and spec.origin is not None, f"{WHEEL} is not installed"
-    library = ctypes.CDLL(str(next(Path(spec.origin).parent.glob(f"{WHEEL}*.so"))))
-    pointer, number, switch = ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool
-    library.llama_model_default_params.restype = LlamaCpp.ModelParameters
-    library.llama_model_default_params.argtypes = []
-    library.llama_model_load_from_file.restype = pointer
-    library.llama_model_load_from_file.argtypes = [ctypes.c_char_p, LlamaCpp.ModelParameters]
-    library.llama_model_get_vocab.restype = pointer
-    library.llama_model_get_vocab.argtypes = [pointer]
-    library.llama_model_free.argtypes = [pointer]
-    library.llama_model_free.restype = None
-    library.llama_tokenize.restype = number
-    library.llama_tokenize.argtypes = [pointer, ctypes.c_char_p, number, pointer, number, switch, switch]
-    library.llama_log_set.argtypes = [pointer, pointer]
-    library.llama_log_set(ctypes.cast(SILENCE, pointer), None)
-    return library
+    """Whether its wheels are installed."""
+    return all(importlib.util.find_spec(wheel) for wheel in WHEELS)

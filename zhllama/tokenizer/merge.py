@@ -248,7 +248,8 @@ def _print_summary(
         tried = f"{measured['texts'] + measured['mixed']:,} texts and every piece"
         rows += [("tried in tokenizers and transformers", tried)]
         rows += [("tried in SentencePiece", tried)] if "unreachable_sentencepiece" in measured else []
-        without = "no such pre-tokenizer" if llamacpp.is_available() else f"{llamacpp.WHEEL} is not installed"
+        wheels = " and ".join(llamacpp.WHEELS)
+        without = "no such pre-tokenizer" if llamacpp.is_available() else f"{wheels} are not installed"
         rows += [("tried in llama.cpp", tried if "llamacpp" in measured else without)]
     print_table(f"merged tokenizer: {config.output}", ["", "count"], rows)
     say(f"next: zhllama resize-embeddings --model MODEL --tokenizer {config.output} --output DIR")

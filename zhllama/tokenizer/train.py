@@ -40,7 +40,7 @@ class TrainTokenizerConfig:
     """Train Chinese pieces on text, to be merged into a base tokenizer."""
 
     corpus: list[str]
-    """Corpus directory, or a .txt, .jsonl or .parquet file, .gz and .zst too (repeatable)."""
+    """Corpus directory, or what clean reads: a file, a folder, what `datasets` saved, hf:NAME[:SPLIT] (repeatable)."""
     output: str
     """Directory to write chinese_sp.model to."""
     base: str | None = None
@@ -96,7 +96,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         inputs["base"] = base.file
     with create(config.output, "tokenizer", "train-tokenizer", config, inputs) as artifact:
         begun = time.monotonic()
-        documents = {name: read_documents(corpus.path) for name, corpus in corpora.items()}
+        documents = {name: read_documents(corpus) for name, corpus in corpora.items()}
         samples = draw_samples(documents, config.weight, config.sample_megabytes, config.seed)
         result = _train(artifact, config, base, samples, words)
         result["words"] |= {"dropped": dropped}

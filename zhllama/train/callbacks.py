@@ -35,6 +35,7 @@ class RunCounts:
     """Over which the schedule runs; a time budget moves it."""
 
 
+# Functions instead of the Trainer, which imports this module.
 @dataclass(frozen=True)
 class Readings:
     """What the callbacks ask of a run; the functions are for all ranks to call."""
@@ -65,6 +66,7 @@ class StepCallback(TrainerCallback):
 
     def pause(self, seconds: float) -> None:
         """Leave so many seconds out of the time of training."""
+        # Both clocks, of the whole and of the speed, run on from later.
         self.begun += seconds
         self.warm += seconds
 
@@ -76,10 +78,12 @@ class StepCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.file = Path(args.output_dir) / METRICS
+        # What came after the checkpoint comes again.
         kept = [line for line in read_metrics(self.file) if line["step"] <= state.global_step]
         if kept:
             self.before, self.readings.counts.tokens = kept[-1]["seconds"], kept[-1]["tokens"]
             self.characters = kept[-1]["characters"]
+        # Replaced in one step: a kill while writing would lose what hours have measured.
         part = self.file.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         part.replace(self.file)
@@ -98,6 +102,7 @@ class StepCallback(TrainerCallback):
             )
         if self.max_minutes is not None:
             self._plan_steps(args, state, control)
+        # A step that overflowed has moved nothing: the look waits for the next one.
         if state.global_step == self.first_look:
             self.first_look += self.skipped > 0
         look = state.global_step == self.first_look
@@ -110,6 +115,7 @@ class StepCallback(TrainerCallback):
 
     def _look(self, state: Any, changes: dict[str, float]) -> None:
         """Say what the first step has moved; LoRA must have, or without it anything."""
+        # LoRA's product moves in the first step, with B; of the rows none may occur in it.
         if not changes.get("LoRA", max(changes.values())):
             raise UserError(f"step {state.global_step} moved nothing; raise train.learning_rate")
         norms = ", ".join(f"{part} {norm:.3g}" for part, norm in changes.items())
@@ -117,28 +123,31 @@ class StepCallback(TrainerCallback):
             say(f"norm of the change after step {state.global_step}: {norms}")
 
     def _plan_steps(self, args: Any, state: Any, control: Any) -> None:
-        """Plan the steps that are left from the speed so far; all ranks take the first one's.
-
-        The first step compiles and warms up: neither budget nor speed counts it.
-        """
+        """Plan the steps that are left from the speed so far; all ranks take the first one's."""
         assert self.max_minutes is not None
         now, done = time.monotonic(), state.global_step - self.start_step
+        # The first step compiles and warms up: neither budget nor speed counts it. Steps are only ever taken
+        # away, as `limit` is what the recipe asks for.
         if done == 1:
             self.warm, self.limit = now, state.max_steps
             return
         left = max(0.0, self.max_minutes * 60 - self.before - (now - self.warm))
         planned = state.global_step + int(left * (done - 1) / (now - self.warm))
+        # Clocks differ, and a rank that stopped a step before the others would leave them waiting for it.
         steps = torch.tensor(min(planned, self.limit), device=args.device)
         if args.world_size > 1:
             torch.distributed.broadcast(steps, 0)
         state.max_steps = self.readings.counts.planned_steps = int(steps)
+        # The Trainer's own callback stands first and has compared this step with the plan before.
         control.should_training_stop |= state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """One line per logged step."""
+        # Looks, and the Trainer's last line of all, have no loss of a step.
         if not logs or "loss" not in logs:
             return
         norm = logs.get("grad_norm")
+        # Logged before it is saved: no checkpoint holds such a step. float16's scaler skips it itself.
         if norm is not None and not math.isfinite(norm) and not args.fp16:
             raise UserError(
                 f"step {state.global_step}: the gradient's norm is {norm}; lower train.learning_rate and start again, "
@@ -166,12 +175,14 @@ class StepCallback(TrainerCallback):
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         done = state.global_step - self.start_step
+        # Rates of tokens and characters are the whole run's, the share of the peak is this launch's.
         note = (
             f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte  "
             f"{logs['tokens'] / seconds:,.0f} tokens/s  {self.characters / seconds:,.0f} characters/s  "
             f"{self.ideal * done / (seconds - self.before):.0%} of the matmul peak"
         )
         self.bar.update(self.task, completed=state.global_step, total=state.max_steps, note=note)
+        # A log file gets about ten lines instead of a bar.
         if not console.is_terminal and (state.global_step % max(1, state.max_steps // 10) == 0):
             rest = (seconds - self.before) / done * (state.max_steps - state.global_step)
             say(f"step {state.global_step}/{state.max_steps}  {note}  {rest / 60:.1f} min left")
@@ -182,10 +193,7 @@ class StepCallback(TrainerCallback):
 
 
 class LookCallback(TrainerCallback):
-    """Looks on the first rank alone, but for ZeRO-3, where no rank has a model without the others.
-
-    The time of a look counts neither in the speed of training nor in its budget.
-    """
+    """Looks on the first rank alone, but for ZeRO-3, where no rank has a model without the others."""
 
     def __init__(
         self,
@@ -207,6 +215,7 @@ class LookCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look every so many steps, and after the last one in time for its line in `metrics.jsonl`."""
         every = self.progress.settings.every
+        # A time budget has been looked at: StepCallback stands before this one.
         last = control.should_training_stop or state.global_step >= state.max_steps
         if last or (every and state.global_step % every == 0):
             self._look(state, control)
@@ -222,6 +231,7 @@ class LookCallback(TrainerCallback):
                 self.journal.page(self.progress.result)
 
     def _takes_part(self, state: Any) -> bool:
+        # The other ranks wait at their next collective; under ZeRO-3 each layer is made whole by all of them.
         return bool(state.is_world_process_zero or is_deepspeed_zero3_enabled())
 
     def _look(self, state: Any, control: Any) -> None:
@@ -234,8 +244,11 @@ class LookCallback(TrainerCallback):
         self.journal.add(state.global_step, found, write=state.is_world_process_zero)
         losses = found.get("held_out", {})
         if losses:
+            # The look before the first step has no line of its own.
             self.clock.held_out = losses if state.global_step else {}
             wanted = control.should_log  # which `log` takes back, and the step's own line would be missing
+            # TensorBoard and its like show what begins with eval_ as a group of its own.
             self.log({f"eval_{name}_loss": loss for name, loss in losses.items()})
             control.should_log = wanted
+        # Looks count neither in the speed of training nor in its budget.
         self.clock.pause(time.monotonic() - begun)

@@ -15,6 +15,7 @@ from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.trainable import TrainableModel, last_rows
 from zhllama.model.weights import read_tensor
 
+# An empty file in the checkpoint's folder, written last.
 SEAL = "complete"
 # Of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy.
 STATE_BYTES = 4 + 8 + 4
@@ -32,6 +33,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 def checkpoints(output: Path) -> list[Path]:
     """The whole checkpoints of a run directory, oldest step first."""
+    # By the number: as text, checkpoint-100 comes before checkpoint-20.
     return sorted(filter(is_whole, output.glob("checkpoint-*")), key=_step)
 
 
@@ -56,6 +58,7 @@ def _step(checkpoint: Path) -> int:
 
 def check_space(output: Path, parameters: int) -> None:
     """Raise UserError unless the disk has room for one more checkpoint of so many trained parameters."""
+    # Before each save: a disk that is full in the middle of one leaves files cut short.
     needed, free = parameters * STATE_BYTES, shutil.disk_usage(output).free
     if free < needed:
         raise UserError(
@@ -66,8 +69,11 @@ def check_space(output: Path, parameters: int) -> None:
 
 def optimizer_fits(checkpoint: Path, deepspeed: bool, ranks: int) -> bool:
     """Whether the optimiser's state can be loaded: DeepSpeed's is cut for a number of ranks and a ZeRO stage."""
+    # Without DeepSpeed every rank has the whole state, and any number of ranks can go on from it.
     if not deepspeed:
         return bool((checkpoint / OPTIMIZER_NAME).is_file())
+    # DeepSpeed writes [bf16_]zero_pp_rank_R_mp_rank_00_optim_states.pt for each rank R. Model states have the
+    # same beginning under ZeRO-3 alone; otherwise they are one file, mp_rank_00_model_states.pt.
     parts = len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
     zero3 = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
     return parts == ranks and zero3 == bool(is_deepspeed_zero3_enabled())
@@ -91,6 +97,7 @@ def check_saved(
     state = load_file(file)
     for key in model.trainable():
         tensor = state.get(key)
+        # Ungathered, a parameter that ZeRO-3 has parted is saved empty.
         if tensor is None or tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{file}: {key} is missing, empty or not finite; the save went wrong")
         if moved and "lora_B" in key and not bool(tensor.any()):

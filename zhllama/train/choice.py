@@ -31,6 +31,7 @@ def check_choice(
         check_adaption(base, parts.method)
     if isinstance(parts.method, PrefixSettings):
         length = parts.method.length
+        # It starts from the first tokens of a block.
         if length > block or length + block > base.positions:
             raise UserError(
                 f"prefix.length {length}: blocks have {block} tokens and {base} {base.positions} positions; a prefix "
@@ -64,6 +65,7 @@ def _check_quantise(parts: Parts, zero3: bool) -> None:
 
 def _flags(parts: Parts, depth: int) -> dict[str, str]:
     """The flags that make tensors of these shapes and scale."""
+    # Not dropout: it shapes no tensor, so it may be another one now.
     flags: dict[str, str] = {"--embeddings": parts.embeddings, "--body": parts.body}
     method = parts.method
     if isinstance(method, LoraSettings):
@@ -87,4 +89,5 @@ def set_start(model: TrainableModel, parts: Parts, start: RunDirectory | None, i
         load_adapter(model.trainable(), start.path)
     elif isinstance(parts.method, PrefixSettings):
         model.base.prefix.start_from(model.base.get_decoder(), ids[: parts.method.length])
+    # No base holds where prompts began, and how far they move is told.
     model.remember_prompts()

@@ -10,6 +10,7 @@ from typing import Any
 from zhllama.config import UserError
 from zhllama.conversation.encode import EncodedConversation
 
+# Samples, of perhaps millions: enough to find short replies among.
 LOOKED_AT = 4096
 
 
@@ -34,6 +35,7 @@ def hold_out(
         while name in held:
             number += 1
             name = f"{Path(file).stem}-{number}"
+        # Drawn by name, not by place: a source that is added leaves the rows of the others as they were.
         different = _different(samples, range(at, at + count), 2 * rows, f"{seed} {name}")
         at += count
         if len(different) < 2 * rows:
@@ -42,6 +44,7 @@ def hold_out(
                 "from training"
             )
         held[name] = different[:rows]
+        # By ids, so that copies go too, whatever file they stand in.
         taken |= {tuple(sample.ids) for sample in held[name]}
     return [row for row, (ids, _) in enumerate(samples) if not taken or tuple(ids) not in taken], held
 
@@ -49,10 +52,7 @@ def hold_out(
 def draw_short(
     samples: Sequence[EncodedConversation], count: int, most: int, seed: int
 ) -> list[EncodedConversation]:
-    """Different samples by seed, whose first reply has at most `most` tokens; the shortest where few are so short.
-
-    Of many samples some thousand are looked at.
-    """
+    """Different samples by seed, whose first reply has at most `most` tokens; the shortest where few are so short."""
     different = _different(samples, range(len(samples)), LOOKED_AT, f"{seed}")
     short = [sample for sample in different if _first_reply(sample) <= most]
     return (short if len(short) >= count else sorted(different, key=_first_reply))[:count]

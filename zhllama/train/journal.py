@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.page import Page, line_plot
+from zhllama.rows import read_written
 
 PROGRESS = "progress.jsonl"
 COLUMNS = 5  # of answers side by side on the page
@@ -22,11 +23,9 @@ class Journal:
     def go_on(self, step: int, write: bool) -> None:
         """Keep the looks up to the step that training resumes at."""
         file = self.output / PROGRESS
-        if file.is_file():
-            whole = file.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may have cut the last
-            self.lines = [line for line in map(json.loads, whole) if line["step"] <= step]
-            if write:
-                self._write()
+        self.lines = [line for line in read_written(file) if line["step"] <= step]
+        if write and file.is_file():
+            self._write()
 
     def has(self, step: int) -> bool:
         """Whether there was a look at a step."""
@@ -39,6 +38,7 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
+        # The whole file each time: a look takes far longer than its lines.
         part = self.output / f"{PROGRESS}.part"
         part.write_text(
             "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines), encoding="utf-8"
@@ -63,7 +63,7 @@ class Journal:
         page.write(self.output / "progress.html")
 
     def _losses(self, page: Page) -> None:
-        """Of the looks at the same sources as the last one: a resumed run may have changed them."""
+        # Of the looks at the same sources as the last one: a resumed run may have changed them.
         names = list(self.lines[-1].get("held_out", {})) if self.lines else []
         looks = [line for line in self.lines if names and list(line.get("held_out", {})) == names]
         if not looks:
@@ -75,7 +75,7 @@ class Journal:
         page.figure(line_plot(curves, "step", "nats per reply token", "Lower is better"))
 
     def _answers(self, page: Page) -> None:
-        """Of the looks at the same prompts as the last one."""
+        # Of the looks at the same prompts as the last one, for the same reason.
         prompts = _prompts(self.lines[-1]) if self.lines else []
         looks = _spread([line for line in self.lines if prompts and _prompts(line) == prompts])
         if not looks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zhllama.page import line_plot
+from zhllama.page import line_plot, write_image
+from zhllama.rows import read_written
 from zhllama.tokenizer.load import Loaded
 from zhllama.tokenizer.token_sizes import token_counts
 
@@ -22,11 +22,13 @@ class LossTally:
 
     def __init__(self, tokenizer: Loaded, rows: int, device: torch.device) -> None:
         self.counts = torch.from_numpy(token_counts(tokenizer, rows)).long().to(device)
+        # (other or Chinese; nats, tokens, bytes, characters). A float32 stops counting at 2^24.
         self.totals = torch.zeros(2, 4, dtype=torch.float64, device=device)
 
     def add(self, labels: Tensor, nats: Tensor) -> None:
         """Labels, (tokens,) int64, and the loss of each."""
         counts = self.counts[labels]
+        # (tokens, 4), each token's own, added to the row of its kind.
         values = torch.stack(
             [nats.double(), torch.ones_like(nats).double(), *counts[:, :2].T.double()], dim=1
         )
@@ -46,10 +48,7 @@ class LossTally:
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; none where there is no file, and not the last where a kill cut it short."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return read_written(file)
 
 
 def plot_loss(output: Path) -> None:
@@ -61,4 +60,4 @@ def plot_loss(output: Path) -> None:
         tokens, bits = ([line[k] for line in with_it] for k in ("tokens", f"bits_per_byte{key}"))
         if with_it:
             curves[name] = (tokens, bits)
-    line_plot(curves, "tokens", "bits per byte", output.name).savefig(output / "loss.png", dpi=120)
+    write_image(line_plot(curves, "tokens", "bits per byte", output.name), output / "loss.png")

@@ -33,6 +33,7 @@ def pretrain(config: PretrainConfig) -> None:
     """
     base = ModelDirectory.open(config.model)
     tokens = TokensDirectory.open(config.tokens)
+    # Ids of another tokenizer train without any error, on nonsense.
     artifact.check_same(
         f"--tokens {tokens}",
         tokens.tokenizer,

@@ -46,6 +46,7 @@ def write_report(path: Path, mixture: Mixture, examples: Sequence[dict[str, str]
     page.table([key.replace("_", " ") for key in keys], [[one[key] for key in keys] for one in table])
     names = [Path(one["file"]).stem for one in table]
     rows = sum(one["rows"] for one in table)
+    # Both, as a source of long rows weighs more in the loss than its number of rows says.
     shares = {
         "rows": [100 * one["rows"] / rows for one in table],
         "tokens": [100 * one["share"] for one in table],

@@ -31,17 +31,17 @@ class ProgressSettings:
     """What a run shows of itself."""
 
     every: int = 0
-    """Steps from one look to the next, besides those before the first step and after the last; 0 for none."""
+    """Steps from one look at the run to the next, besides those before the first step and after the last; 0 for none."""
     prompts: list[str] = field(default_factory=list)
-    """Answered at every look; `progress.html` shows the answers side by side."""
+    """Prompts to answer at every look; `progress.html` shows the answers side by side."""
     prompts_file: str | None = None
-    """More of them: JSONL as `chat --input` reads it."""
+    """A file of more prompts to answer at every look, as `chat --input` reads it."""
     held_out: int = 0
-    """Rows of each source kept from training, to measure the loss by source at every look."""
+    """Rows of each source to keep from training, to measure the loss by source at every look."""
     endings: int = 8
-    """Prompts of the data answered after training, to see whether the model ends its answers; 0 for none."""
+    """Prompts of the data to answer after training, to see whether the model ends its answers; 0 for none."""
     max_new_tokens: int = 128
-    """Longest answer in tokens."""
+    """The longest answer at a look, in tokens."""
 
     def __post_init__(self) -> None:
         """Refuse what shows nothing."""
@@ -81,13 +81,16 @@ class Progress:
         ]
         if settings.prompts_file is not None:
             self.messages += read_prompts(Path(settings.prompts_file), "progress.prompts_file")
+        # Now, so that a prompt too long is refused before hours of training.
         self.prompts = [encode_prompt(messages, self.tokenizer, self.positions) for messages in self.messages]
         sources = [(source["file"], source["rows"]) for source in mixture.table]
         kept, held = hold_out(mixture.samples, sources, settings.held_out, seed)
         self.training = mixture.samples.select(kept)
         pad = self.tokenizer.eos_token_id
         self.held = {name: pack_conversations(rows, block_size, pad) for name, rows in held.items()}
+        # Of training prompts a model may know the replies by heart.
         asked = [row for rows in held.values() for row in rows] or mixture.samples
+        # An answer twice as long as the reply that it has learnt from has not learnt to stop.
         self.asked = draw_short(asked, settings.endings, settings.max_new_tokens // 2, seed)
         self.of_training = not held
         self.result: dict[str, Any] = {}
@@ -124,6 +127,7 @@ class Progress:
         count = len(self.asked)
         self.result["endings"] = {"asked": count, "ended": ended, "limit": limit, "rows": kind}
         line = f"{ended} of {count} answers to {kind} prompts ended within {limit} tokens"
+        # A few may ramble, or need more than the limit; half must stop.
         if 2 * ended >= count:
             say(line)
         else:
@@ -156,12 +160,14 @@ def token_loss(model: TrainableModel, blocks: Blocks) -> float:
 
 @contextmanager
 def speaking(model: TrainableModel) -> Iterator[None]:
-    """Without dropout, and without what is found counting as trained on; in the precision of training."""
+    """Without dropout, and in the precision of training."""
+    # on_loss would count what is found as trained on.
     told, model.on_loss = model.on_loss, None
     was_training = model.training
     model.eval()
     dtype = model.base.dtype
     try:
+        # What trains is float32, and the frozen weights beside it may not be.
         with torch.autocast(model.base.device.type, dtype=dtype, enabled=dtype != torch.float32):
             yield
     finally:

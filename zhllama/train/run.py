@@ -51,8 +51,6 @@ def begin_run(
 ) -> Iterator[Run]:
     """Check what is to train, and make the run directory as `artifact.create` does, on the first rank.
 
-    The other ranks refuse what it refuses: left alone they would bury its one line under errors of their own.
-
     Args:
         inputs: what is read besides the model and an earlier run.
         allow_frozen: new rows may stay as they are.
@@ -63,10 +61,12 @@ def begin_run(
     """
     parts = settings.parts()
     check_parts(base, parts, allow_frozen)
+    # Opened here, before anything is written: what is wrong with it costs no run.
     start = None if settings.adapter is None else RunDirectory.open(settings.adapter)
     inputs = {"model": base, **inputs, **({} if start is None else {"adapter": start})}
     run = Run(settings, base, parts, start)
     with threads_at_rest():
+        # The others refuse what it refuses: they would bury its one line under errors of their own.
         if not is_first_rank():
             artifact.check_resumable(settings.output, command, inputs)
             yield run
@@ -78,14 +78,13 @@ def begin_run(
 
 @contextmanager
 def threads_at_rest() -> Iterator[None]:
-    """Give gloo's threads a moment at the end: one that still lets go of a tensor while Python ends aborts the process.
-
-    Destroying the groups would not end those threads: DeepSpeed keeps references to two of them.
-    """
+    """Give gloo's threads a moment at the end."""
     try:
         yield
     finally:
         if torch.distributed.is_initialized():
+            # One that still lets go of a tensor while Python ends aborts the process: one exit in fifty.
+            # Destroying the groups would not end those threads: DeepSpeed keeps references to two of them.
             time.sleep(0.2)
 
 
@@ -102,17 +101,18 @@ def train(run: Run, blocks: Blocks, progress: Progress | None = None) -> dict[st
         if value is not None and value <= 0:
             raise UserError(f"{name} {value}: it must be above 0")
     check_choice(parts, base, start, blocks.ids.shape[1], is_deepspeed_zero3_enabled())
+    # LoRA's A and prompts are drawn while the model loads, before the Trainer sets its seed.
     set_seed(settings.train.seed)
     if settings.train.deepspeed:
         import deepspeed
 
-        # Before the model: ZeRO-3 shares its weights out while they load. On CPU nothing else would do it in time.
+        # Before the model: ZeRO-3 shares weights out while they load. On CPU nothing else does it in time.
         deepspeed.init_distributed()
-        # Over connections that stand already: a rank that is gone breaks them here, where the groups that DeepSpeed
-        # makes next would wait for it for half an hour.
+        # Over connections that stand already: a rank that is gone breaks them here, where the groups that
+        # DeepSpeed makes next would wait for it for half an hour.
         torch.distributed.barrier()
         remove_shared_file(torch.distributed.get_rank())
-    model = load_trainable(base, parts, compute_dtype(settings.train))
+    model = load_trainable(base, parts, compute_dtype(settings.train), kind=settings.train.device.type)
     set_start(model, parts, start, blocks[0]["input_ids"])
     say(describe(model))
     return BlockTrainer(model, settings, base, start, blocks, progress).run()

@@ -16,6 +16,7 @@ from zhllama.config import UserError
 from zhllama.device import prefers_bf16
 from zhllama.model.adapter import Body, Embeddings, LoraSettings, Method, Parts
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings
+from zhllama.recipes.find import find_file
 
 
 def training_defaults() -> dict[str, Any]:
@@ -23,31 +24,37 @@ def training_defaults() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "train.bf16": prefers_bf16(),
+        # Without CUDA the Trainer takes a Mac's MPS, which lacks the float64 that losses are counted in.
         "train.use_cpu": not cuda,
+        # Pinned memory serves copies to CUDA, and warns where there is none.
         "train.dataloader_pin_memory": cuda,
+        # LoRA's usual rate; full training takes a tenth of it.
         "train.learning_rate": 2e-4,
         "train.lr_scheduler_type": "cosine",
         "train.warmup_steps": 0.05,
         "train.num_train_epochs": 1.0,
         "train.report_to": ["tensorboard"],
+        # A line a step in metrics.jsonl costs nothing.
         "train.logging_steps": 1,
         "train.save_total_limit": 2,
     }
 
 
 def check_arguments(train: Any) -> None:
-    """Refuse what TrainingArguments would fail on late, and make one process a world of one for DeepSpeed.
+    """Refuse what TrainingArguments would fail on late; find a shipped DeepSpeed file; make one process a world of one.
 
     Raises:
         UserError: no such DeepSpeed file or no compiler for its CPU op, a service whose package is missing, no length
             or rate of training, an evaluation that has nothing to evaluate.
     """
     if not torch.cuda.is_available():
+        # DeepSpeed looks for its accelerator once, when it is first asked for one.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     services = [train.report_to] if isinstance(train.report_to, str) else train.report_to
     for service in set(services) - {"all", "none", *get_available_reporting_integrations()}:
         raise UserError(f"train.report_to {service}: its package is not installed; run pip install {service}")
     if isinstance(train.deepspeed, str):
+        train.deepspeed = str(find_file(train.deepspeed))  # and what was found goes into run.json
         if not Path(train.deepspeed).is_file():
             raise UserError(f"train.deepspeed {train.deepspeed}: no such file")
         if os.environ.get("DS_ACCELERATOR") == "cpu" and not shutil.which(os.environ.get("CXX", "c++")):
@@ -55,9 +62,11 @@ def check_arguments(train: Any) -> None:
                 "train.deepspeed: on CPU DeepSpeed compiles an op on its first start, and there is no C++ compiler; "
                 "install g++, or set --train.deepspeed null"
             )
+        # What a launcher sets. Without them DeepSpeed asks MPI.
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        # Not 29500, which launchers take unless told otherwise.
         os.environ.setdefault("MASTER_PORT", "29511")
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise UserError("train.max_steps or train.num_train_epochs: one of them must be above 0")
@@ -65,6 +74,7 @@ def check_arguments(train: Any) -> None:
         raise UserError(f"train.learning_rate {train.learning_rate}: it must be above 0")
     if train.neftune_noise_alpha is not None and train.neftune_noise_alpha <= 0:
         raise UserError(f"train.neftune_noise_alpha {train.neftune_noise_alpha}: it must be above 0, or null")
+    # Text as a recipe gives it, or the enum that a parser makes of it.
     if str(train.eval_strategy) not in ("no", "IntervalStrategy.NO"):
         raise UserError(
             f"train.eval_strategy {train.eval_strategy}: runs do not evaluate; use zhllama evaluate"
@@ -80,12 +90,12 @@ class TrainingSettings:
     output: str
     """Run directory; an unfinished one is continued from its last checkpoint."""
     embeddings: Embeddings = "new"
-    """Which embedding rows train: the new ones, all, or none."""
+    """Train these embedding rows: the new ones, all, or none."""
     body: Body = "lora"
-    """What of the layers trains: LoRA, all their parameters (full), or nothing; or a prompt beside them instead: a
+    """Train this of the layers: LoRA, all their parameters (full), or nothing; or instead a prompt beside them: a
     prefix, or LLaMA-Adapter's (adaption)."""
     embedding_learning_rate: float | None = None
-    """Learning rate of the embedding rows; train.learning_rate by default."""
+    """The learning rate of the embedding rows; train.learning_rate by default."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     prefix: PrefixSettings = field(default_factory=PrefixSettings)
     adaption: AdaptionSettings = field(default_factory=AdaptionSettings)

@@ -32,7 +32,8 @@ class SftConfig(TrainingSettings):
     """Tokens per block; conversations are packed whole."""
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     embeddings: Embeddings = "none"
-    """Which embedding rows train: the new ones, all, or none (pretraining has trained them)."""
+    """Train these embedding rows: the new ones, all, or none (pretraining has trained them)."""
+    # Rank and alpha are alpaca-lora's: replies are less to learn than a language.
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(rank=8, alpha=16))
     progress: ProgressSettings = field(default_factory=ProgressSettings)
     dry_run: bool = False
@@ -67,6 +68,7 @@ def sft(config: SftConfig) -> None:
     base, inputs = _open_inputs(config)
     if config.dry_run:
         output = f"{config.output.rstrip('/')}-dry-run"
+        # Only what a dry run has written makes room.
         if read_record(output).get("settings", {}).get("dry_run"):
             remove(Path(output))
         _preview(config, "sft", output, base, inputs)
@@ -77,9 +79,11 @@ def sft(config: SftConfig) -> None:
             "progress.prompts: a prefix cannot answer while it trains; leave them out and use zhllama chat --adapter"
         )
     with begin_run(config, "sft", base, inputs, allow_frozen=True) as run:
+        # On every rank: the seed makes them the same, and nothing is sent around.
         mixture = _mixture(config, base)
         progress = Progress(config.progress, mixture, base, config.block_size, config.train.seed)
         tokenizer = base.chat_tokenizer
+        # Any id would do: padding has no label, and nothing sees it.
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         blocks = pack_conversations(progress.training, config.block_size, padding)
         outcome = train(run, blocks, progress)
@@ -114,6 +118,7 @@ def _open_inputs(config: SftConfig) -> tuple[ModelDirectory, dict[str, Input]]:
     if base.tokenizer.chat_template is None:
         raise UserError(f"--model {base}: no chat template inside; run merge-tokenizer --template NAME first")
     marks = base.tokenizer.special_tokens()
+    # A mark that is no token is learnt letter by letter, and nothing ends a reply.
     check_marks(base.tokenizer.chat_template, base.tokenizer.roles(), marks, f"--model {base}")
     return base, inputs
 

@@ -65,6 +65,7 @@ class BlockTrainer(Trainer):
         blocks: Blocks,
         progress: Progress | None = None,
     ) -> None:
+        # transformers 5 takes this folder from the environment alone.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(settings.output) / "logs")
         super().__init__(model=model, args=settings.train, train_dataset=blocks)
         self.model_accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
@@ -74,10 +75,12 @@ class BlockTrainer(Trainer):
         self.counts = RunCounts()
         self.tally = LossTally(base.tokenizer, model.config.vocab_size, self.args.device)
         model.on_loss = self.tally.add
+        # StepCallback's line has what theirs lack: bits per byte, the time left of a budget.
         for quiet in (PrinterCallback, ProgressCallback):
             self.remove_callback(quiet)
         readings = Readings(self.counts, self.flops_per_step, self.changes, self.step_was_skipped)
         clock = StepCallback(readings, settings.max_minutes)
+        # Before the looks, which ask whether it has ended the run.
         self.add_callback(clock)
         if progress is not None:
             self.add_callback(LookCallback(progress, model, Path(settings.output), clock, self.log))
@@ -93,6 +96,7 @@ class BlockTrainer(Trainer):
             remove_others(output, limit=None)
             self._check_space()
         outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        # A budget may end a run after its last checkpoint.
         self.save_model()
         if is_first_rank():
             check_saved(output, self.model, self.base, True, self.start)
@@ -104,6 +108,8 @@ class BlockTrainer(Trainer):
     # Trainer's own hooks from here on.
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        # Of all micro-batches and ranks of a step, so that each token weighs the same. The Trainer then
+        # multiplies the loss by the number of ranks, over which gradients are averaged.
         learnt = sum(int((batch["labels"][..., 1:] != IGNORED).sum()) for batch in batch_samples)
         count = torch.tensor(learnt, device=device)
         if self.args.world_size > 1:
@@ -114,11 +120,10 @@ class BlockTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The Trainer's, but a loss that is no number ends the run before it reaches the weights.
-
-        The Trainer itself would log the average of the losses before, and go on.
-        """
+        """The Trainer's, but a loss that is no number ends the run before it reaches the weights."""
+        # The Trainer itself would log the average of the losses before, and go on.
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # All ranks stop, or none: the others would wait for one that is gone.
         here = torch.isfinite(loss.detach()).logical_not()
         anywhere = here.to(torch.int32)
         if self.args.world_size > 1:
@@ -168,6 +173,7 @@ class BlockTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add bits per byte and tokens to the Trainer's own line."""
+        # A look's line has none: it comes from the first rank alone, and counting takes all ranks.
         if "loss" in logs:
             logs |= self.tally.take(self.args.world_size)
             logs["tokens"] = self.counts.tokens
@@ -179,12 +185,14 @@ class BlockTrainer(Trainer):
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             rate = self.settings.embedding_learning_rate
             rate = self.args.learning_rate if rate is None else rate
+            # AdamW decays rows that a batch does not hold, at a gradient of 0: rare ones would fade.
             groups: dict[str, dict[str, Any]] = {
                 "matrices": {"params": [], "weight_decay": self.args.weight_decay},
                 "vectors": {"params": [], "weight_decay": 0.0},
                 "rows": {"params": [], "weight_decay": 0.0, "lr": rate},
             }
             for key, parameter in self.model.trainable().items():
+                # ZeRO-3 leaves the parameter itself empty.
                 shape = getattr(parameter, "ds_shape", parameter.shape)
                 kind_of = "matrices" if len(shape) > 1 else "vectors"
                 groups["rows" if part_of(key) in ("new rows", "embeddings") else kind_of]["params"].append(
@@ -201,6 +209,7 @@ class BlockTrainer(Trainer):
 
         def factor(step: int) -> float:
             warm = self.args.get_warmup_steps(self.counts.planned_steps)
+            # Never 0, unlike transformers': a budget may hold few steps.
             if step < warm:
                 return float((step + 1) / (warm + 1))
             return 0.5 + 0.5 * math.cos(
@@ -212,10 +221,11 @@ class BlockTrainer(Trainer):
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter and, for a checkpoint, re-open it; under ZeRO-3 every rank takes part in gathering."""
+        """Write the adapter and, for a checkpoint, re-open it."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save and _internal_call:
             self._check_space()
+        # On every rank: ZeRO-3 makes a parameter whole by all of them.
         state = gathered_state(self.model.trainable(), self.args.should_save)
         if self.args.should_save:
             config, count = self.model.config, self.model.new_row_count
@@ -227,6 +237,7 @@ class BlockTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's, sealed when every rank has written, and old ones deleted only then."""
+        # The Trainer would delete old ones before the new one is sealed: a kill in between would leave none.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
@@ -251,6 +262,7 @@ class BlockTrainer(Trainer):
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         fits = optimizer_fits(Path(resume_from_checkpoint), True, self.args.world_size)
+        # Now, as DeepSpeed copies parameters into its float32 masters when it starts.
         if not fits:
             load_adapter(self.model.trainable(), Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -271,8 +283,10 @@ class BlockTrainer(Trainer):
             "or data repeats or is skipped"
         )
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        # A schedule sets rates in its next step only.
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
+    # The Trainer's would look for the files of a whole model.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_adapter(self.model.trainable(), Path(resume_from_checkpoint))

@@ -35,9 +35,11 @@ def share_keys(model: Any) -> None:
             scale=given["scaling"],
             enable_gqa=True,
         )
+        # (batch, heads, length, width) to (batch, length, heads, width), as transformers' own gives it.
         return seen.transpose(1, 2).contiguous(), None
 
     if model.config._attn_implementation == "sdpa":
         ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+        # Without one of the same name there is no mask at all, and documents of a block see each other.
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)

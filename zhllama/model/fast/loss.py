@@ -11,10 +11,10 @@ from torch import Tensor
 from zhllama.device import product_dtype
 
 IGNORED = -100  # PyTorch's label for "no loss here"
-# Of a chunk's logits in float32, the largest buffer the loss ever holds: 568 tokens for 55,296 rows. Smaller chunks
-# make products that are slower: 256 tokens took 1.3 times as long.
+# Of a chunk's logits in float32, the largest buffer the loss ever holds: 568 tokens for 55,296 rows. Smaller
+# chunks make products that are slower: 256 tokens took 1.3 times as long.
 CHUNK_BYTES = 120 * 2**20
-# Rows per product of a gradient, so that none is as large as the gradient itself, and rows converted at a time.
+# Rows per product of a gradient, so that none is as large as the gradient itself; rows converted at once.
 ROWS = 4096
 
 
@@ -46,6 +46,13 @@ def linear_cross_entropy(
     return loss
 
 
+# For one token with hidden state h, target t and logits z = W h, the loss is log(sum of exp(z_v)) - z_t. With
+# m = max z, e_v = exp(z_v - m), which cannot overflow, and S = sum of e_v:
+#   loss       = log S + m - z_t
+#   d loss/d h = (e / S) W - W_t          a product, less the target's own row
+#   d loss/d W = (e / S) h^T, of which row t loses h
+# e is written over z in one buffer of (chunk, vocabulary). Dividing by S is left to (chunk, hidden) matrices,
+# which are far smaller. The loss is a sum, so backward only multiplies both gradients by one number.
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -64,13 +71,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else hidden.dtype
         )
         factors = product_dtype(dtype, hidden.device.type)
+        # Never concatenated: that would copy all rows in every step.
         parts = [weight.detach().to(dtype)]
         if new_rows is not None:
             parts.append(new_rows.detach().to(dtype))
+        # Old rows beside new ones get no gradient, whatever they ask for: so they stay bit-identical.
         trained = [train_weight] if new_rows is None else [False, train_new]
         rows = hidden.detach().to(dtype)
         grad_hidden = torch.empty_like(rows) if train_hidden else None
         make = torch.empty if len(rows) else torch.zeros  # the first chunk writes them whole
+        # Float32 whatever the matrices are: sums over chunks in bfloat16 would swallow small terms.
         grads = [
             make(part.shape, dtype=torch.float32, device=part.device) if train else None
             for part, train in zip(parts, trained, strict=True)
@@ -86,13 +96,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slices = torch.split(logits, [len(part) for part in parts], dim=1)
                 for part, view in zip(parts, slices, strict=True):
                     for cut, some in _factors(part, factors):
+                        # `out` spares a second matrix of logits, and takes one dtype only.
                         if factors == view.dtype:
                             torch.mm(piece, some.T, out=view[:, cut])
                         else:
                             view[:, cut] = piece @ some.T
+                # Read before the exponentials overwrite it.
                 wanted = logits.gather(1, target[:, None])
                 highest = logits.amax(1, keepdim=True)
-                # Probabilities up to their sum, written over the logits; the sum is divided out of the products.
                 spread = logits.sub_(highest).exp_().sum(1, keepdim=True)
                 each = (spread.log() + highest - wanted)[:, 0]
                 total += each.sum()
@@ -100,7 +111,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     nats[start : start + chunk] = each
                 if grad_hidden is None and not any(trained):
                     continue
-                # d loss / d logits = softmax - one_hot: a product, and the target's own row taken away.
                 shares = [view.to(factors) for view in slices]
                 if grad_hidden is not None:
                     mixed = sum(
@@ -110,16 +120,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     )
                     grad_hidden[start : start + chunk] = mixed / spread - _rows(parts, target)
                 scaled = (piece / spread).to(factors)
-                first = 0
+                first = 0  # the id of a part's first row
                 for grad, share, part in zip(grads, shares, parts, strict=True):
                     if grad is not None:
                         for top in range(0, len(part), ROWS):
                             of_rows, some = grad[top : top + ROWS], share[:, top : top + ROWS].T
+                            # addmm_ takes one dtype only; a beta of 0 ignores what torch.empty left.
                             if some.dtype == grad.dtype:
                                 of_rows.addmm_(some, scaled, beta=min(start, 1))
                             else:
                                 of_rows.copy_(some @ scaled + of_rows if start else some @ scaled)
                         own = (target >= first) & (target < first + len(part))
+                        # Not by indexing: a target that occurs twice in the chunk must lose both states.
                         grad.index_add_(0, target[own] - first, piece[own].float(), alpha=-1)
                     first += len(part)
         ctx.save_for_backward(grad_hidden, *grads)
@@ -132,9 +144,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype, new_dtype = ctx.dtypes
 
         def scaled(grad: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-            # In place: autograd takes the detached result as `.grad` without a copy, and refuses a second backward.
+            # In place, detached: autograd takes it as `.grad` uncopied, and a second backward is refused.
             return None if grad is None else grad.mul_(outer[0]).detach().to(dtype)
 
+        # One gradient for each argument of forward; labels and nats have none.
         if new_dtype is None:
             return scaled(grad_hidden, hidden_dtype), scaled(grads[0], weight_dtype), None, None, None
         return scaled(grad_hidden, hidden_dtype), None, scaled(grads[1], new_dtype), None, None

@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from zhllama.device import product_dtype
 
 
-def recompute_activations(model: nn.Module, kind: str | None = None) -> None:
+def recompute_activations(model: nn.Module, kind: str) -> None:
     """Exchange the forward passes of the layers that are of the known form; any other stays as it is.
 
-    Products are those of a `kind` of device, cpu or cuda: by default of the one that the tensors lie on.
+    Products are those of a `kind` of device, cpu or cuda.
 
     A LoRA layer is, unless it has dropout, a bias or DoRA's magnitudes, or ZeRO-3 holds its weights: its hooks gather
     them where peft's own forward pass runs.
     """
     from peft.tuners.lora import Linear as LoraLayer
 
+    # By form, not by class: each family of transformers has a norm and a gated MLP class of its own.
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             module.forward = MethodType(_norm, module)
@@ -40,6 +41,8 @@ def recompute_activations(model: nn.Module, kind: str | None = None) -> None:
 
 
 def _is_plain(layer: Any) -> bool:
+    # `type(...) is`: the 4-bit layers of bitsandbytes are nn.Linear too, and a LoRA layer may hold other
+    # adapters. `lora_variant` is where peft notes DoRA and its like.
     parts = [layer.base_layer, *layer.lora_A.values(), *layer.lora_B.values()]
     return (
         list(layer.lora_A) == ["default"]
@@ -50,8 +53,9 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-# The attribute of a norm's or gate's result that says how to make it again: a `_Maker` and its tensors. LoRA keeps
-# these, which the norm or gate keeps anyway, instead of the result.
+# The attribute of a norm's or gate's result that says how to make it again: a `_Maker` and its tensors. LoRA
+# keeps these, which the norm or gate keeps anyway, instead of the result. Whatever stands between (a dropout,
+# a cast) gives a tensor without the attribute, and LoRA keeps its input then.
 MADE_BY = "made_by"
 
 
@@ -63,6 +67,8 @@ class _Maker:
         self.users = 0
         self.made: Tensor | None = None
 
+    # q_proj, k_proj and v_proj share one norm's result, gate_proj and up_proj another's: the backward pass
+    # reaches the sharers one after another, so a result lives from the first to the last of them.
     def __call__(self, *kept: Tensor) -> Tensor:
         made = self.function(*kept) if self.made is None else self.made
         self.users -= 1
@@ -85,13 +91,14 @@ def _gated_mlp(self: Any, x: Tensor) -> Tensor:
     return product
 
 
-def _lora(self: Any, kind: str | None, x: Tensor) -> Tensor:
+def _lora(self: Any, kind: str, x: Tensor) -> Tensor:
     parts = (self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight)
     scale, made_by = self.scaling["default"], getattr(x, MADE_BY, None)
-    result: Tensor = _Lora.apply(x, *parts, scale, made_by, kind or x.device.type)  # type: ignore[no-untyped-call]
+    result: Tensor = _Lora.apply(x, *parts, scale, made_by, kind)  # type: ignore[no-untyped-call]
     return result
 
 
+# As LlamaRMSNorm: rounded before the weight comes in, or bfloat16 would differ in its last bit.
 def _normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     wide = x.float()
     return weight * (wide * _scale(wide, epsilon)).to(x.dtype)
@@ -105,6 +112,11 @@ def _gated(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+# y = w n, n = r x, r = (mean(x^2) + epsilon)^(-1/2), over d numbers. From dr/dx_j = -r^3 x_j / d follows,
+# with the gradient of n as u = w dL/dy:
+#   dL/dx = r (u - n mean(u n))
+#   dL/dw = sum over tokens of n dL/dy
+# r and n are made again from x, the one thing kept.
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -125,6 +137,7 @@ class _Norm(torch.autograd.Function):
         return of_x.to(x.dtype), None if of_weight is None else of_weight.to(weight.dtype), None
 
 
+# y = silu(gate) up: dL/d gate = silu'(gate) up dL/dy, dL/d up = silu(gate) dL/dy. Its silu is made again.
 class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -137,6 +150,11 @@ class _Gate(torch.autograd.Function):
         return torch.ops.aten.silu_backward(outer[0] * up, gate), F.silu(gate).mul_(outer[0])
 
 
+# y = x W^T + s (x A^T) B^T with W frozen. With g = dL/dy, narrow = x A^T of (tokens, rank) and inside = g B:
+#   dL/dB = s g^T narrow
+#   dL/dA = s inside^T x
+#   dL/dx = g W + s inside A
+# Kept are narrow and x, or instead of x what its norm or gate can make it from.
 class _Lora(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -153,6 +171,7 @@ class _Lora(torch.autograd.Function):
             result = wide @ weight.to(factors).T
             result.addmm_(narrow, up.to(factors).T, alpha=scale)
         ctx.make, kept = made_by or (None, (rows,))
+        # A frozen adapter, as in a model that is only measured, has no backward pass.
         if ctx.make is not None and ctx.needs_input_grad[2]:
             ctx.make.users += 1
         ctx.save_for_backward(narrow.to(dtype), weight, down, up, *kept)

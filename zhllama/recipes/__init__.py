@@ -1,0 +1,1 @@
+"""What zhllama ships to be changed: recipes, launch scripts, DeepSpeed files; links in a checkout, copies in a wheel."""

@@ -1,0 +1,33 @@
+"""Files that zhllama ships, found by the names that they have in a checkout, such as `pretrain/tiny.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zhllama.terminal import say
+
+SHIPPED = Path(__file__).parent
+FOLDERS = ("tokenizer", "pretrain", "sft", "ds_configs")
+
+
+def find_file(name: str | Path) -> Path:
+    """The file of that name here, else the one that zhllama ships; where there is neither, the name as it is."""
+    path = Path(name)
+    ours = path.parent.name in FOLDERS and len(path.parts) == 2 and (SHIPPED / path).is_file()
+    return SHIPPED / path if ours and not path.exists() else path
+
+
+def find_recipes(arguments: list[str]) -> list[str]:
+    """The arguments of a command, each `--config NAME` as `--config=PATH`: of the recipe here, or of the shipped one."""
+    found = []
+    stream = iter(arguments)
+    for argument in stream:
+        flag, equals, name = argument.partition("=")
+        if flag == "--config" and (name := name if equals else next(stream, "")):
+            path = find_file(name)
+            if path != Path(name):
+                say(f"--config {name}: not in this folder, so the one that zhllama ships")
+                name = str(path)
+            argument = f"--config={name}"
+        found.append(argument)
+    return found
