@@ -121,6 +121,7 @@ def model_width(loaded: Loaded, first: Loaded, hidden: int | None) -> tuple[int,
     """
     settings = _model_settings(loaded) or _model_settings(first)
     width = hidden or settings.get("hidden_size") or MODEL_WIDTH
+    # Tied is transformers' default, so a config.json that does not mention it means that.
     return int(width), 1 if settings.get("tie_word_embeddings", True) else 2
 
 
@@ -132,6 +133,7 @@ def judge(measured: dict[str, Measured], texts: dict[str, list[str]]) -> str:
         return (
             f"Do not extend: {share:.0%} of these characters are Chinese, too few for new pieces to be used."
         )
+    # Chinese texts alone: an extension cannot shorten the others, which would water the gain down.
     totals = {name: sum(values.tokens[text] for text in chinese) for name, values in measured.items()}
     characters = sum(len(line) for text in chinese for line in texts[text])
     first, *others = totals
@@ -168,6 +170,7 @@ def _table(
     rows: list[list[object]] = []
 
     def add(label: str, values: list[object]) -> None:
+        # A row in which no tokenizer has a figure says nothing.
         if any(value is not None for value in values):
             rows.append([label, *values])
 
