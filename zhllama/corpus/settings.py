@@ -119,6 +119,7 @@ class CleanConfig:
                 "workers, min_characters, max_words and boilerplate must not be negative, "
                 "shard_megabytes must be positive"
             )
+        # Names are Python's, so its own codecs say which there are.
         if self.encoding == "guess":
             return
         try:
