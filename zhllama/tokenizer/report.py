@@ -44,7 +44,7 @@ class TokenizerReportConfig:
     output: str
     """Directory for report.json and report.html."""
     hidden: int | None = None
-    """Width of the model, for the size of its embedding; the config.json beside a tokenizer says it otherwise."""
+    """Width of the model, for the size of its embedding; without it the config.json beside a tokenizer says it."""
     rare: int = 5
     """Pieces seen fewer times than this on all texts count as rare: their rows would hardly be trained."""
 
