@@ -100,6 +100,7 @@ def build_mixture(
         read_conversations(path, source.format)
         for path, source in track(list(zip(paths, sources, strict=True)), "reading")
     ]
+    # Before anything is left out for being known already.
     read = [len(file.rows) + file.dropped.total() for file in files]
     # Before duplicates: or a row could go as a copy of one that then goes too.
     remove_evaluation(files, settings)
@@ -141,6 +142,7 @@ def remove_duplicates(files: Sequence[FileRows], similarity: float) -> None:
         kept = np.flatnonzero(~same)
         # Among the rest: exact copies have been found cheaply.
         near[kept] = mark_near_copies([texts[place] for place in kept.tolist()], similarity)
+    # All files were compared as one list; each takes its part back.
     ends = np.cumsum([len(file.rows) for file in files])[:-1]
     for file, mine, mine_too in zip(files, np.split(same, ends), np.split(near, ends), strict=True):
         _leave_out(file, {"the same as an earlier row": mine, "nearly an earlier row": mine_too})

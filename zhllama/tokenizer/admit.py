@@ -136,8 +136,7 @@ def self_overlaps(key: str) -> Iterator[tuple[str, str, str]]:
 def admit(texts: Iterable[str], vocabulary: Vocabulary, budget: int | None = None) -> Admitted:
     """Admit as many of `texts` as `budget` new pieces allow: characters first, then the rest in their order.
 
-    `vocabulary` grows by what is admitted. Pieces that only lead to others (a missing character, a beginning
-    of a character's bytes, the most frequent neighbouring pair when nothing else moves) count too.
+    `vocabulary` grows by what is admitted. Pieces that only lead to others count too.
     """
     result = Admitted()
     wanted = [text for text in dict.fromkeys(texts) if _is_candidate(text, result)]
@@ -180,6 +179,7 @@ class _Admission:
         self.vocabulary.next_rank += 1
         self.result.keys.append(key)
         self.watch(key)
+        # Steps that nobody asked for are counted too: each is a row of the embedding.
         self.left -= 1
 
     def watch(self, key: str) -> None:
@@ -193,6 +193,7 @@ class _Admission:
         if not self.vocabulary.allowed(key):
             return "would change tokens of other text"
         present = self.vocabulary.pieces
+        # Both ways: its own borders, and words for which it would be the last part that is missing.
         triples = [*self_overlaps(key), *self.rivals.get(key, ())]
         if any(all(part == key or part in present for part in triple) for triple in triples):
             return "overlaps itself or lets another do so (border rule)"

@@ -40,6 +40,7 @@ def run(directory: Path, base: Loaded, keys: Sequence[str], strict: bool) -> dic
         if base.proto is not None or _spelt(key, text)
     ]
     plain = plain_texts(TEXTS)
+    # Made of the very pieces that were added.
     mixed = mixed_texts([text for _, text in whole], TEXTS)
     # Iterators: a strict check ends at the first complaint, and nothing behind that is computed.
     found = {

@@ -58,6 +58,7 @@ def coverage(fast: Tokenizer, lines: list[str], points: int = 200) -> tuple[list
     # Counts are sorted, so the curve is concave and has one knee.
     reached = list(accumulate(count for _, count in counts.most_common()))
     step = max(len(reached) // points, 1)
+    # The last one too, where the curve is 1.
     places = sorted({*range(0, len(reached), step), len(reached) - 1})
     return [place + 1.0 for place in places if reached], [
         reached[place] / total for place in places if reached

@@ -89,6 +89,7 @@ class Loaded:
             try:
                 return list(inner.encode(raw.decode(), add_special_tokens=False).ids)
             except UnicodeDecodeError:
+                # Only byte-level vocabularies have beginnings of characters, and one letter for each byte.
                 return [self.id_of(letter) for letter in spell_bytes(raw)]
 
         return encode
@@ -195,6 +196,7 @@ def require_bpe(loaded: Loaded, flag: str) -> None:
     if loaded.kind == "bytelevel" and model == "BPE":
         return
     proto = loaded.proto
+    # Scores and kinds of pieces stand in the .model alone: without it no rank is known to be the lowest.
     if proto is None and model == "BPE":
         raise UserError(
             f"{where}: a SentencePiece BPE, but no tokenizer.model lies next to it; copy the model's there"
@@ -266,6 +268,7 @@ def _role(role: str, settings: dict[str, Any], directory: Path, bare: bool, prot
 
 def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
+    # The file wins over the settings, as in transformers.
     if file.is_file():
         return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")

@@ -142,6 +142,7 @@ def chinese_words(lines: list[str]) -> tuple[list[str], int]:
         if left <= 0:
             break
         taken.append(line)
+        # Run by run, for jieba counts marks and Latin words as words too.
         words += sum(len(jieba.lcut(run)) for run in CJK_RUN.findall(line))
         left -= len(line)
     return taken, words
@@ -159,9 +160,11 @@ def unreachable(loaded: Loaded) -> list[str]:
         fast.normalizer = normalizers.Sequence(steps)
     added = fast.get_added_tokens_decoder()
     texts: dict[int, str] = {}
+    # An added token is found as a whole, whatever its merges would give.
     for index in set(fast.get_vocab().values()) - set(added):
         try:
             text = loaded.piece_bytes(index).decode()
+        # The beginning of a character, or a token that no bytes spell.
         except (UnicodeDecodeError, KeyError):
             continue
         # ▁中国 is Chinese too; it stands for a space and two characters.
@@ -201,6 +204,7 @@ def disagreements(loaded: Loaded, lines: list[str]) -> dict[str, int | None]:
 def drift(fast: Tokenizer, first: Tokenizer, lines: list[str]) -> float | None:
     """Share of the lines without CJK whose tokens differ; None without such lines, or with other base ids."""
     ids = range(first.get_vocab_size())
+    # A tokenizer of another family cuts everything its own way, which is no drift.
     if sum(first.id_to_token(index) == fast.id_to_token(index) for index in ids) < SAME_BASE * len(ids):
         return None
     # In other lines new pieces are meant to change tokens.

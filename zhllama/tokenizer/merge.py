@@ -61,6 +61,7 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
     """
     base = load(config.base, "--base")
     require_bpe(base, "--base")
+    # A byte-level vocabulary has merges and no scores, so nothing to be 0.
     if config.policy == "union" and base.kind == "bytelevel":
         raise UserError("--policy union: only for SentencePiece bases; use lossless for byte-level ones")
     source = read_pieces(config.chinese)
@@ -87,8 +88,10 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
             "vocabulary": total,
             "added": len(admitted.keys),
             "specials": specials.new,
+            # Rounded up; nothing is ever encoded as the rows behind the vocabulary.
             "rows": -(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE,
             "first_new": fast.token_to_id((admitted.keys + specials.new)[0]),
+            # resize-embeddings refuses a model that has another tokenizer than this base.
             "base_tokenizer_fingerprint": base.fingerprint,
         }
         write_json(artifact.path / "report.json", _report(artifact.result, admitted, source, measured))
@@ -170,6 +173,7 @@ def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
     template = _template(config, base)
     tokens = base.special_tokens() | set(wanted)
     named = {key: value for key, value in settings.items() if key.endswith("_token")}
+    # Before anything is written: what is missing here cannot be added later.
     check_marks(template, named, tokens, f"--template {config.template}")
     # A mark that the base has keeps its id and its trained row.
     new = [token for token in dict.fromkeys(wanted) if token not in known]

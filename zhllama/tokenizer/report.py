@@ -75,6 +75,7 @@ def tokenizer_report(config: TokenizerReportConfig) -> None:
         files[name], lines[name] = file, read_lines(file)
     inputs = files | {name: tokenizer.file for name, tokenizer in loaded.items()}
     with create(config.output, "report", "tokenizer-report", config, inputs) as artifact:
+        # The one to beat: drift, the model's width and the gain are measured from it.
         first = next(iter(loaded.values()))
         everything = [line for own in lines.values() for line in own]
         texts = Texts(lines, chinese_words(everything), config.rare)
@@ -159,7 +160,9 @@ def _named_tokenizers(paths: list[str]) -> dict[str, Loaded]:
     if repeated := [path for path, count in Counter(paths).items() if count > 1]:
         raise UserError(f"--tokenizer {repeated[0]}: given twice")
     return {
-        path if names.count(name) > 1 else name: load(path) for name, path in zip(names, paths, strict=True)
+        # Two models in folders of one name are told apart by their paths.
+        path if names.count(name) > 1 else name: load(path)
+        for name, path in zip(names, paths, strict=True)
     }
 
 
@@ -257,6 +260,7 @@ def sample_sentences(texts: dict[str, list[str]], most: int = 4) -> list[str]:
     chosen = []
     for lines in texts.values():
         chinese = [line for line in lines if HAN.search(line)]
+        # A title shows little of how sentences are cut.
         chosen += [line[:60] for line in chinese if len(line) >= 20][:1] or [
             line[:60] for line in chinese[:1]
         ]

@@ -35,6 +35,7 @@ WRITE_BOS = ("alpaca2", "llama2", "llama3")  # those that do not work without a 
 # Stands in no shipped template, so what follows it is what ends a reply.
 REPLY = "一二三"
 TALK = [{"role": role, "content": REPLY} for role in ("user", "assistant") * 2]
+# Written like <|im_end|>, it is meant as one token; [INST], say, is plain text to Llama-2.
 LIKE_A_MARK = re.compile(r"<\|[^|<>\s]+\|>")
 
 

@@ -25,6 +25,7 @@ def token_bytes(fast: Tokenizer, rows: int | None = None) -> numpy.typing.NDArra
     # They are no text of the corpus, so bits per byte do not count them.
     silent = set(fast.get_added_tokens_decoder())
     bytelevel = "ByteLevel" in repr(fast.decoder)
+    # It stands for any text, so for no number of bytes.
     unknown = getattr(fast.model, "unk_token", None)
     for token, index in vocabulary.items():
         if index in silent or token == unknown:

@@ -89,6 +89,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     base = load(config.base, "--base") if config.base else None
     if base is not None:
         require_bpe(base, "--base")
+    # All that is named is looked at before any of it is read to its end.
     corpora = {path: Corpus.open(path) for path in config.corpus}
     words, dropped = read_words(config.words, "--words")
     inputs = numbered("corpus", list(corpora.values())) | numbered("words", config.words)
@@ -145,10 +146,12 @@ def _train(
     # More than are asked for: the base has some merges already, and others are refused by the border rule.
     wanted = config.size + config.size // 4 + 200 + in_base
     trained = train_pieces(counts, characters, wanted, config.max_piece_length, config.threads, artifact.path)
+    # Characters are chosen already, by their own counts.
     merges = [piece.piece for piece in trained.pieces if piece.type == NORMAL and len(piece.piece) > 1]
     admitted, missing = choose(base, characters, merges, words, config.size)
     model = chinese_model(trained, admitted.texts).SerializeToString()
     (artifact.path / CHINESE_MODEL).write_bytes(model)
+    # Measured as it will be used: in the base, where its own Chinese pieces take part.
     fast = None if base is None else build(base, admitted.keys, [])[0]
     artifact.result |= {
         "size": len(admitted.keys),
@@ -204,6 +207,7 @@ def _fill(
     base: Loaded | None, characters: list[str], merges: list[str], words: list[str], size: int
 ) -> tuple[Admitted, Vocabulary]:
     """At most `size` pieces, the words among them, and the vocabulary with them."""
+    # A word needs its characters, however rare they are in the corpus.
     characters = list(dict.fromkeys(characters + [c for word in words for c in word]))
     reserve = len(words)
     while True:
@@ -240,6 +244,7 @@ def chinese_model(trained: Any, texts: list[str]) -> Any:
     proto = type(trained)()
     proto.CopyFrom(trained)
     del proto.pieces[:]
+    # At the lowest ids, where SentencePiece puts them too.
     proto.pieces.extend(piece for piece in trained.pieces if piece.type != NORMAL)
     proto.trainer_spec.ClearField("input")  # paths of temporary files
     proto.trainer_spec.ClearField("model_prefix")

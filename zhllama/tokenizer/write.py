@@ -93,6 +93,8 @@ def _bpe(proto: Any) -> models.BPE:
     scores = {
         piece.piece: piece.score for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)
     }
+    # `tokenizers` refuses merges of what is no piece; SentencePiece would make them of such characters, which
+    # is why `admit` makes every character of a piece one first.
     merges = [
         (-score, -cut, text[:cut], text[cut:])
         for text, score in scores.items()
@@ -105,6 +107,7 @@ def _bpe(proto: Any) -> models.BPE:
         vocab={piece.piece: index for index, piece in enumerate(proto.pieces)},
         merges=[(left, right) for _, _, left, right in merges],
         unk_token=special_piece(proto, "unk"),
+        # As SentencePiece does: unknown characters side by side are one token.
         fuse_unk=True,
         byte_fallback=proto.trainer_spec.byte_fallback,
     )
