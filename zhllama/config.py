@@ -59,15 +59,19 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     import jsonargparse
     from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
+    # The docstrings below fields are their help.
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+    # Recipes are found and looked at before flags: a wrong one is named, not quoted by the parser.
     arguments = find_recipes(arguments)
     for recipe in (a.removeprefix("--config=") for a in arguments if a.startswith("--config=")):
         _check_recipe(recipe)
     parser = jsonargparse.ArgumentParser(
         prog=f"zhllama {command}",
         usage=f"zhllama {command} [--config RECIPE.yaml ...] [--SETTING VALUE ...]",
+        # A beginning of a flag would mean another setting as soon as one more is added.
         allow_abbrev=False,
+        # Errors come back as exceptions, to be said in one line of ours.
         exit_on_error=False,
         description=(config_class.__doc__ or "").strip(),
     )
@@ -76,6 +80,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
         action=ActionConfigFile,
         help="YAML recipe; repeatable, later files and flags win",
     )
+    # No configs within configs: a recipe is one file, and later ones win.
     parser.add_class_arguments(config_class, sub_configs=False)
     hints = typing.get_type_hints(config_class)
     if dataclasses.is_dataclass(hints.get("train")):
@@ -89,6 +94,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     settings = declared(config_class)
     switches = {f"--{name}" for name, setting in settings.items() if bool in members(setting.hint)}
     arguments = _switched([_underscored(argument) for argument in arguments], switches)
+    # Only for the help: the parser below knows flags with underscores.
     if {"-h", "--help"} & set(arguments):
         _tidy_help(parser, lists)
     arguments = _repeatable(arguments, lists)
@@ -102,6 +108,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     if check:  # before TrainingArguments starts anything
         check(values)
     try:
+        # Only groups are built here, with the checks of each; the whole is built last.
         instance = parser.instantiate(values)
     except UserError:
         raise
@@ -120,6 +127,7 @@ def as_given(config: Any) -> dict[str, Any]:
     """The settings of a dataclass as plain JSON values, for run.json."""
 
     def plain(value: Any) -> Any:
+        # Its own way to plain values, without the tokens that grant access.
         if hasattr(value, "to_sanitized_dict"):  # TrainingArguments
             return value.to_sanitized_dict()
         if dataclasses.is_dataclass(value):
@@ -148,6 +156,7 @@ def _prepare_training_arguments(parser: Any, train_class: Any) -> None:
             if field.default is not dataclasses.MISSING and field.name != "output_dir"
         }
     )
+    # One directory a run: a second setting for it could only contradict.
     parser.link_arguments("output", "train.output_dir")
     for action in parser._actions:
         name = action.dest.removeprefix("train.")
@@ -166,6 +175,7 @@ def _check_recipe(recipe: str) -> dict[str, Any]:
         raise UserError(
             f"--config {recipe}: not UTF-8 at byte {problem.start}; convert it with iconv"
         ) from problem
+    # Lines such as `Note:` are a mapping to YAML, with nothing in it.
     if not isinstance(content, dict) or all(value is None for value in content.values()):
         raise UserError(f"--config {recipe}: not a recipe; it needs lines of `setting: value`")
     train = content.get("train")
@@ -179,11 +189,13 @@ def _underscored(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
+    # Not the value: a file's name may have dashes.
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
 def _switched(arguments: list[str], switches: set[str]) -> list[str]:
     """A bare `--fast` means `--fast true`."""
+    # A flag at the end counts as one before another flag.
     following = [*arguments, "--"][1:]
     return [
         f"{argument}=true" if argument in switches and after.startswith("-") else argument
@@ -231,6 +243,7 @@ def _repeatable(arguments: list[str], lists: dict[str, Any]) -> list[str]:
         item = value if lists[name] is str else _yaml(value, f"{flag} {value}")
         items = gathered.setdefault(name, [])
         items.extend(item if isinstance(item, list) else [item])
+        # As JSON, so that text such as [MASK] or 007 stays text.
         rewritten.append(f"{flag}={json.dumps(items, ensure_ascii=False)}")
     return rewritten
 

@@ -35,8 +35,11 @@ def packages_of(extra: str) -> list[str]:
         return []
     names: list[str] = []
     for requirement in requirements:
+        # Builders of wheels write either kind of quotation mark.
         if re.search(rf"""extra == ['"]{extra}['"]""", requirement):
+            # Name, then extras in brackets; versions and conditions stand behind.
             name, _, inner = re.findall(r"^([\w.-]+)(\[([\w,-]+)\])?", requirement)[0]
+            # [all] names the other extras of the project itself.
             parts = inner.split(",") if name == "zhllama" else []
             names += [one for part in parts for one in packages_of(part)] or [name]
     return list(dict.fromkeys(names))
@@ -45,6 +48,7 @@ def packages_of(extra: str) -> list[str]:
 def is_installed(package: str) -> bool:
     """Whether a package, by its name in the registry, is installed."""
     try:
+        # By metadata, not by import: importing torch or ray to see whether they are there takes seconds.
         version(package)
     except PackageNotFoundError:
         return False

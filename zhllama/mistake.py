@@ -34,8 +34,10 @@ def declared(config_class: type, prefix: str = "") -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     for field in dataclasses.fields(config_class):
         hint, name = hints[field.name], prefix + field.name
+        # is_dataclass holds for instances as well.
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= declared(hint, f"{name}.")
+        # What a dataclass computes for itself is no setting.
         elif field.init:
             bare = field.default is field.default_factory is dataclasses.MISSING
             found[name] = Setting(hint, needed=bare)
@@ -45,16 +47,19 @@ def declared(config_class: type, prefix: str = "") -> dict[str, Setting]:
 def find_mistake(settings: dict[str, Setting], given: Iterable[tuple[str, Any]]) -> str | None:
     """The first mistake in names and values as flags and recipes give them; None if each is right by itself."""
     seen = set()
+    # In the order given, so that the first mistake is the one that is read first.
     for name, value in _leaves(given, settings):
         seen.add(name)
         if name in settings:
             line = None if value is NO_VALUE else _mistyped(name, value, settings[name].hint)
+        # A group that got a value of its own.
         elif any(known.startswith(f"{name}.") for known in settings):
             line = f"{name} {value}: a group; set --{name}.NAME"
         else:
             line = _unknown(name, settings)
         if line:
             return line
+    # Only once all else is right: a mistyped name is the likelier reason why one is missing.
     missing = [name for name, setting in settings.items() if setting.needed and name not in seen]
     flags = ", ".join("--" + name.replace("_", "-") for name in missing)
     return f"missing {flags}; see --help" if missing else None
@@ -82,11 +87,13 @@ def _is_mapping(hint: Any) -> bool:
 
 
 def _unknown(name: str, settings: dict[str, Setting]) -> str:
+    # 0.5 instead of difflib's 0.6: `rank` is to find `inner.rank`.
     near = difflib.get_close_matches(name.replace("-", "_"), settings, n=1, cutoff=0.5)
     return f"unknown setting {name!r}" + (f": did you mean {near[0]!r}?" if near else "; see --help")
 
 
 def _mistyped(name: str, value: Any, hint: Any) -> str | None:
+    # Of a list the wrong item is named, not the whole.
     if typing.get_origin(hint) is not list or not isinstance(value, list):
         return None if _fits(value, hint) else f"{name} {value}: it must be {_kind(hint)}"
     (of_item,) = typing.get_args(hint)
@@ -104,6 +111,7 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether jsonargparse takes a value for a type."""
     import jsonargparse
 
+    # A parser of one value: what jsonargparse converts (2e-4 to a number) is no mistake here either.
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:

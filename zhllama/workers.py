@@ -53,15 +53,19 @@ class WorkerPool:
         self.name, self.remedy, self.kill = name, remedy, kill
         if preload is not None:
             _start_forkserver(preload)
+        # fork gives workers what is in memory for nothing, a server for forks is clean of threads.
         context = multiprocessing.get_context("fork" if preload is None else "forkserver")
+        # Not the pool's: nobody's children but its own are to be killed.
         self.others = multiprocessing.active_children()
         self.workers: list[BaseProcess] = []
+        # multiprocessing.Pool would wait for ever for the result of a worker that was killed.
         self.pool = ProcessPoolExecutor(count, context, _initialize, (initializer, initargs))
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Have a worker call a function; workers are born here, with Ctrl-C blocked, so none prints a traceback."""
         with _interrupts_blocked():
             future = self.pool.submit(function, *arguments)
+        # The pool names its processes nowhere in public; those that were born since are its own.
         known = {*self.others, *self.workers}
         self.workers += [process for process in multiprocessing.active_children() if process not in known]
         return future
@@ -74,8 +78,10 @@ class WorkerPool:
     ) -> None:
         broken = isinstance(problem, BrokenProcessPool)
         if kind and self.kill and not broken:  # the workers of a broken pool are ended by it
+            # SIGKILL cannot be held up by a library that has its own handler.
             for process in self.workers:
                 process.kill()
+        # It waits, so no process outlives the block.
         self.pool.shutdown(cancel_futures=True)
         if broken and (signals := self._signals()):
             raise StoppedError(
@@ -84,6 +90,7 @@ class WorkerPool:
 
     def _signals(self) -> list[int]:
         """What killed workers, the pool's own SIGTERM for the rest of them last."""
+        # Negative: the number of the signal. None, while it runs, is not looked at.
         codes = [process.exitcode or 0 for process in self.workers]
         return sorted((-code for code in codes if code < 0), key=lambda number: number == signal.SIGTERM)
 
@@ -91,6 +98,7 @@ class WorkerPool:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Processes that begin meanwhile, and theirs, never see Ctrl-C; this one sees it behind."""
+    # Whatever starts meanwhile inherits a mask; a handler of its own would come too late.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -106,6 +114,7 @@ def _start_forkserver(preload: Sequence[str]) -> None:
 
 
 def _initialize(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
+    # A thread, since the main one waits for work and cannot look.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     initializer(*initargs)
 
@@ -114,5 +123,7 @@ def _end_with_parent() -> None:
     """The pool's pipes alone would keep a worker waiting, or writing into what the next run writes."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    # Readable once the parent is gone, however it went.
     connection.wait([parent.sentinel])
+    # Not sys.exit, which ends only this thread.
     os._exit(1)

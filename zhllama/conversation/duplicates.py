@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from zhllama.corpus.minhash import CONVERSATIONS, GRAM, propose_pairs, sign
 
+# Four standard deviations: of 64 hashes that agree with a chance of 0.8 it is 0.05.
 SLACK = 0.2  # by which an estimate of 64 hashes may fall short of the similarity that is then counted
+# Signatures of both sides are gathered for so many pairs: 33 MB.
 PAIRS_AT_ONCE = 1 << 16
 
 
@@ -37,11 +39,13 @@ def mark_near_copies(texts: Sequence[str], similarity: float, of: int | None = N
     for pairs in propose_pairs(signed, CONVERSATIONS):
         if of is not None:
             pairs = pairs[(pairs[:, 0] < of) & (pairs[:, 1] >= of)]
+        # One earlier copy is enough, so pairs of later bands have less and less to count.
         pairs = pairs[~found[pairs[:, 1]]]
         for first in range(0, len(pairs), PAIRS_AT_ONCE):
             some = pairs[first : first + PAIRS_AT_ONCE]
             estimates = (signed[some[:, 0]] == signed[some[:, 1]]).mean(axis=1)
             for earlier, later in some[estimates >= similarity - SLACK].tolist():
+                # By count, since an estimate may be wrong either way.
                 found[later] = found[later] or jaccard(texts[earlier], texts[later]) >= similarity
     return found
 
@@ -49,6 +53,7 @@ def mark_near_copies(texts: Sequence[str], similarity: float, of: int | None = N
 def jaccard(left: str, right: str) -> float:
     """Shared 5-grams of two texts by all of them; a shorter text is a gram of its own."""
     first, second = _grams(left), _grams(right)
+    # Never by 0: even an empty text has one gram, itself.
     return len(first & second) / len(first | second)
 
 

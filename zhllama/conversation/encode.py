@@ -60,11 +60,14 @@ class Encoder:
             raise UserError("--model: its tokenizer has no EOS token, so no reply could end")
         self.tokenizer, self.limit, self.learn, self.too_long = tokenizer, limit, learn, too_long
         self.fast = tokenizer.backend_tokenizer
+        # A tokenizer.json may pad or cut by itself, which would change ids without a word.
         self.fast.no_padding()
         self.fast.no_truncation()
         added = tokenizer.added_tokens_decoder.values()
         self.special = _any_of([token.content for token in added if token.special])
+        # Where tokens hardly ever reach across: at a special token, and before a word that begins a line.
         self.seam = re.compile(rf"{_any_of([token.content for token in added]).pattern}|(?<=\n)(?=\S)")
+        # Ids of what stands before texts; before the first of them there is nothing.
         self.known = {"": array("I")}
 
     def encode_all(
@@ -81,6 +84,7 @@ class Encoder:
         firsts = range(0, len(conversations), BATCH)
         # Each of a launcher's ranks encodes the same: all together take all cores.
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # Not os.cpu_count: a container or a scheduler may have given this process fewer cores.
         processes = min(processes or len(os.sched_getaffinity(0)) // ranks, len(firsts))
         with own_threads():
             if processes < 2:
@@ -103,6 +107,7 @@ class Encoder:
         with pool:
             for first in firsts:
                 waiting.append(pool.submit(_encode_from, first))
+                # No more in flight: ids of a whole file would wait in memory for their turn.
                 if len(waiting) > 2 * processes:
                     yield from waiting.popleft().result()
             while waiting:
@@ -161,10 +166,13 @@ class Encoder:
         except TemplateError:  # some know no system role
             if len(conversations) == 1:
                 return [None]
+            # One refusal fails the batch, so each is tried alone to find which.
             return [self._render([one])[0] for one in conversations]
         segments: list[list[Segment] | None] = [[] for _ in conversations]
         done, last = "", -1
         for (place, _), prompt, whole in zip(turns, prompts, wholes, strict=True):
+            # What was rendered up to the turn before is encoded already; another conversation begins with
+            # nothing.
             done = done if place == last else ""
             last = place
             reply = self._reply(done, prompt, whole)
@@ -195,6 +203,7 @@ class Encoder:
         for before, (_, text, _), encoding in zip(befores, segments, encodings[len(new) :], strict=True):
             ids = array("I", encoding.ids)
             head = heads[before] if before in heads else self.known[before]
+            # Otherwise a token reaches across the seam, and what was sent before would not be a prefix.
             if ids[: len(head)] == head:
                 del ids[: len(head)]
             else:
@@ -206,6 +215,7 @@ class Encoder:
 
     def _near(self, before: str) -> str:
         """The last line or special token of a text and what follows it: all that the next ids depend on."""
+        # A search from the beginning would take quadratic time over long conversations.
         near = before[-NEAR:]
         starts = [found.start() for found in self.seam.finditer(near)]
         return near[starts[-1] :] if starts else before
@@ -215,6 +225,7 @@ class Encoder:
         for place, (piece, (_, _, is_reply)) in enumerate(zip(pieces, parts, strict=True), 1):
             ids.extend(piece)
             counts = is_reply and (self.learn == "every" or place == len(parts))
+            # A byte a token, where a list would take eight.
             learnt += (b"\1" if counts else b"\0") * len(piece)
         return EncodedConversation(ids, bytes(learnt))
 
@@ -227,6 +238,7 @@ class Encoder:
         if self.too_long == "drop":
             return refusal
         start = int(messages[0]["role"] == "system")
+        # A request and its reply go together: roles take turns behind the system message.
         while len(messages) > start + 2:
             messages = [*messages[:start], *messages[start + 2 :]]
             whole = self._encode_whole([messages])[0]
@@ -237,8 +249,10 @@ class Encoder:
         request = messages[start]["content"]
         fits: EncodedConversation | None = None
         low, high = int(len(request) * (1 - MOST_CUT)), len(request)  # characters kept; so many are too many
+        # By halves, because tokens cannot be told from characters without encoding.
         while fits is None or high - low > CLOSE:
             kept = low if fits is None else (low + high) // 2
+            # The middle goes: what is asked stands at the beginning or the end of a request.
             content = f"{request[: kept - kept // 2]}…{request[len(request) - kept // 2 :]}"
             cut = {"role": "user", "content": content}
             sample = self._encode_whole([[*messages[:start], cut, *messages[start + 1 :]]])[0]
@@ -278,4 +292,5 @@ def _encode_from(first: int) -> list[Outcome]:
 
 def _any_of(names: Sequence[str]) -> re.Pattern[str]:
     """Any of these names; nothing where there is none."""
+    # An empty pattern would match everywhere; (?!) matches nowhere.
     return re.compile("|".join(map(re.escape, names)) if names else "(?!)")

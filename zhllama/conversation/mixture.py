@@ -41,6 +41,7 @@ class EncodedConversations(Sequence[EncodedConversation]):
         return len(self.order)
 
     def __getitem__(self, row: Any) -> Any:
+        # Repeated rows point to the same sample.
         begin, end = self.offsets[self.order[row] : self.order[row] + 2]
         return EncodedConversation(self.ids[begin:end].tolist(), self.learnt[begin:end].tolist())
 
@@ -99,10 +100,13 @@ def build_mixture(
         read_conversations(path, source.format, settings.turns)
         for path, source in track(list(zip(paths, sources, strict=True)), "reading")
     ]
+    # Before anything is left out for being known already.
     read = [len(file.rows) + file.dropped.total() for file in files]
+    # Before duplicates: or a row could go as a copy of one that then goes too.
     remove_evaluation(files, settings)
     remove_duplicates(files, settings.similarity)
     encoded = [
+        # A stream for each source: one more at the end changes nothing of those before.
         _encode_source(file, source, encoder, np.random.default_rng([settings.seed, number]))
         for number, (file, source) in enumerate(zip(files, sources, strict=True))
     ]
@@ -127,6 +131,7 @@ def remove_evaluation(files: Sequence[FileRows], settings: MixtureSettings) -> N
 def remove_duplicates(files: Sequence[FileRows], similarity: float) -> None:
     """Leave out, and count, rows that say the same or nearly the same as an earlier one of any file."""
     texts = [
+        # Without roles and system marks, so that the same talk in two formats is the same.
         compact("\n".join(message["content"] for message in row.messages))
         for file in files
         for row in file.rows
@@ -135,7 +140,9 @@ def remove_duplicates(files: Sequence[FileRows], similarity: float) -> None:
     near = np.zeros_like(same)
     if similarity < 1:
         kept = np.flatnonzero(~same)
+        # Among the rest: exact copies have been found cheaply.
         near[kept] = mark_near_copies([texts[place] for place in kept.tolist()], similarity)
+    # All files were compared as one list; each takes its part back.
     ends = np.cumsum([len(file.rows) for file in files])[:-1]
     for file, mine, mine_too in zip(files, np.split(same, ends), np.split(near, ends), strict=True):
         _leave_out(file, {"the same as an earlier row": mine, "nearly an earlier row": mine_too})
@@ -155,6 +162,7 @@ def _encode_source(
 ) -> _Encoded:
     """Encode in drawn order until there are as many samples or tokens as the source may give."""
     result = _Encoded(array("I"), bytearray(), [], [], Dropped())
+    # Drawn before encoding, so that a few samples of a large file do not cost the encoding of all.
     order = drawn.permutation(len(file.rows)).tolist()
     rows = [file.rows[place] for place in order]
     wanted = source.samples or len(rows)
@@ -173,8 +181,10 @@ def _encode_source(
         result.learnt += bytes(outcome.learnt)
         result.lengths.append(len(outcome.ids))
         result.tasks.append(source.task or row.task)
+        # Dropped rows count for nothing: the next ones take their place.
         if len(result.lengths) >= wanted or 0 < source.max_tokens <= len(result.ids):
             break
+    # Ends the processes now, not when the generator happens to be collected.
     outcomes.close()
     return result
 
@@ -198,6 +208,7 @@ def _draw(
     drawn = draw_rows([one.tasks for one in encoded], counts, bounds, settings.temperature)
     for place, (source, one) in enumerate(zip(sources, encoded, strict=True)):
         if source.max_tokens:
+            # Whole conversations up to the limit; the one that crosses it goes.
             used = np.cumsum(np.asarray(one.lengths, dtype=np.int64)[drawn[place]])
             drawn[place] = drawn[place][used <= source.max_tokens]
     if not any(map(len, drawn)):
@@ -212,13 +223,16 @@ def _assemble(
     encoded: Sequence[_Encoded],
     drawn: Sequence[NDArray[Any]],
 ) -> Mixture:
+    # array's "I" is 4 bytes here, as uint32 is: no number is converted.
     ids = np.concatenate([np.frombuffer(one.ids, dtype=np.uint32) for one in encoded])
     learnt = np.concatenate([np.frombuffer(bytes(one.learnt), dtype=bool) for one in encoded])
     lengths = np.concatenate([np.asarray(one.lengths, dtype=np.int64) for one in encoded])
     before = np.cumsum([0, *(len(one.lengths) for one in encoded)])
+    # Rows are numbered within their source until here.
     order = np.concatenate([rows + first for rows, first in zip(drawn, before, strict=False)])
     samples = EncodedConversations(ids, learnt, np.concatenate([[0], np.cumsum(lengths)]), order)
     origin = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])
+    # Sums by source: a row's length is its weight.
     tokens = np.bincount(origin, samples.lengths(), len(drawn)).astype(np.int64)
     table = []
     for number, (source, file, one, rows) in enumerate(zip(sources, files, encoded, drawn, strict=True)):

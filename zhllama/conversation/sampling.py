@@ -28,10 +28,12 @@ def rows_per_source(
             for count, weight, most in zip(available, weights, max_repeats, strict=True)
             if weight
         ]
+        # Rows of all together when each has been read once, and when one has repeated all it may.
         size = min(max(once for once, _ in lasting), min(most for _, most in lasting))
     counts = []
     for count, wanted, weight, most in zip(available, samples, weights, max_repeats, strict=True):
         chosen = wanted or (round(size * weight / total) if weight else count)
+        # At least one row: no file that was named is left out without a word.
         counts.append(min(max(chosen, 1), int(count * most)) if count else 0)
     return counts
 
@@ -50,6 +52,7 @@ def draw_rows(
     tasks: Sequence[Sequence[str]], counts: Sequence[int], max_repeats: Sequence[float], temperature: float
 ) -> list[NDArray[Any]]:
     """(rows,) int64 for each source: which of its rows, given in a drawn order by their tasks, one after the other."""
+    # np.resize repeats from the beginning: every row once more before any a third time.
     drawn = [np.resize(np.arange(len(of)), count) for of, count in zip(tasks, counts, strict=True)]
     if temperature == 1:
         return drawn
@@ -62,9 +65,11 @@ def draw_rows(
     result = []
     for of, rows, most in zip(names, drawn, max_repeats, strict=True):
         groups = [np.empty(0, dtype=np.int64)]
+        # Not a set, whose order of texts changes from run to run.
         for task in dict.fromkeys(of[rows].tolist()):
             group = np.flatnonzero(of == task)
             count = int((of[rows] == task).sum())
+            # Again from the first of the task, which is its drawn order.
             groups.append(np.resize(group, min(max(1, round(count * factors[task])), int(len(group) * most))))
         result.append(np.concatenate(groups))
     return result

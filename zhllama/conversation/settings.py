@@ -20,17 +20,17 @@ class InstructionSource:
     """JSON (a list) or JSONL, a .csv or .tsv whose first row names the columns, translation pairs as .tsv (all of these
     .gz, .zst or .xz too), .parquet, .arrow, a directory of `save_to_disk`, or hf:NAME[:SPLIT] of a hub, streamed."""
     format: FormatName = "detect"
-    """What its rows are; told from their keys by default."""
+    """Format of the file's rows; told from their keys by default."""
     samples: int = 0
-    """Draw this many of its rows, again where it has fewer; 0 takes all once."""
+    """Rows to draw from the file, again where it has fewer; 0 takes all once."""
     weight: float = 0
-    """Instead of samples: its share of the rows of all sources with a weight."""
+    """Instead of samples: the file's share of the rows of all sources with a weight."""
     max_tokens: int = 0
-    """Take no more tokens of it than this; 0 sets no limit."""
+    """Most tokens to take from the file; 0 sets no limit."""
     max_repeats: float = 4
-    """No row is drawn more often than this."""
+    """Most times that a row is drawn."""
     task: str = ""
-    """Type of task of its rows; by default the row's own (pCLUE) or that of the format."""
+    """Type of task of the file's rows; by default the row's own (pCLUE) or that of the format."""
 
     def checked(self) -> Path:
         """The file's path; raises UserError where there is none, or a setting contradicts another."""
@@ -39,6 +39,7 @@ class InstructionSource:
         for name in ("samples", "weight", "max_tokens"):
             if getattr(self, name) < 0:
                 raise UserError(f"data {self.file}: {name} {getattr(self, name)} is below 0")
+        # A number and a share would each decide how many rows there are.
         if self.samples and self.weight:
             raise UserError(f"data {self.file}: samples and weight: give one of them")
         if self.max_repeats < 1:

@@ -41,6 +41,8 @@ def translation_request(english: str, chinese: str) -> tuple[str, str]:
     Direction and wording are drawn by the pair's own text, so a pair stays the same request in any file and place,
     and a file gives as many rows as it has pairs: about half of them each way.
     """
+    # Not hash(), which Python salts for each process; a lone surrogate is no reason to stop.
     drawn = crc32(f"{english}\n{chinese}".encode("utf-8", "surrogatepass"))
     wordings, text, reply = (TO_CHINESE, english, chinese) if drawn % 2 else (TO_ENGLISH, chinese, english)
+    # The lowest bit has chosen the direction; `replace`, because a text may hold braces.
     return wordings[drawn // 2 % len(wordings)].replace("{}", text), reply

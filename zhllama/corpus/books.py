@@ -25,6 +25,7 @@ BLOCK = re.compile(
     "address|article|aside|blockquote|body|br|caption|center|div|[duo]l|d[dt]|fig(caption|ure)|footer|form|h[1-6r]|"
     "header|li|main|p|pre|section|table|tr"
 )
+# svg and math hold single words and formulas in pieces; nav repeats the titles of chapters.
 LEFT_OUT = {"head", "script", "style", "nav", "svg", "math", "rt", "rp"}  # rt: how a character is read
 
 
@@ -75,9 +76,11 @@ def _chapters(path: Path, archive: ZipFile) -> Iterator[tuple[float, str]]:
     root = _xml(path, archive, package)
     pages = {
         item.get("id"): posixpath.normpath(
+            # Names in a package are URLs, relative to the package's own folder.
             posixpath.join(posixpath.dirname(package), unquote(item.get("href", "")))
         )
         for item in root.iterfind(".//{*}manifest/{*}item")
+        # The manifest lists pictures, fonts and styles too.
         if "html" in item.get("media-type", "")
     }
     spine = [
@@ -85,6 +88,7 @@ def _chapters(path: Path, archive: ZipFile) -> Iterator[tuple[float, str]]:
         for item in root.iterfind(".//{*}spine/{*}itemref")
         if item.get("idref") in pages
     ]
+    # The spine is the order of reading; the archive's order is that of whoever packed it.
     closed = _encrypted(path, archive)
     for number, name in enumerate(spine, 1):
         if name in closed:
@@ -92,6 +96,7 @@ def _chapters(path: Path, archive: ZipFile) -> Iterator[tuple[float, str]]:
                 f"{path}: {name} in it is encrypted; get a copy without protection, or take it away"
             )
         content = _content(path, archive, name)
+        # As HTML, though EPUB says XHTML: a chapter that is not well-formed is read all the same.
         page = html.document_fromstring(content) if content.strip() else html.Element("html")
         yield number / len(spine), _page_text(page)
 
@@ -134,6 +139,7 @@ def _word_text(path: Path, archive: ZipFile) -> Iterator[tuple[float, str]]:
     def walk(element: Any) -> None:
         if element.tag == FALLBACK:
             return
+        # Only w:t is text that stands: deleted text is w:delText, the code of fields w:instrText.
         if element.tag == WORD + "t":
             parts.append(element.text or "")
         elif element.tag == WORD + "tab":
@@ -158,11 +164,15 @@ def _xml(path: Path, archive: ZipFile, name: str) -> Any:
     from lxml import etree
 
     return etree.fromstring(
-        _content(path, archive, name), etree.XMLParser(resolve_entities=False, no_network=True)
+        # A file of somebody else's: no entity of it may read other files or grow without end.
+        _content(path, archive, name),
+        etree.XMLParser(resolve_entities=False, no_network=True),
     )
 
 
 def _content(path: Path, archive: ZipFile, name: str) -> bytes:
+    # Before it is unpacked, in bytes, of which UTF-8 takes up to 4: a small zip can hold gigabytes of one
+    # letter.
     if archive.getinfo(name).file_size > 4 * decode.LONGEST_DOCUMENT:
         raise UserError(
             f"{path}: {name} in it is longer than {decode.LONGEST_DOCUMENT:,} characters; take it away"

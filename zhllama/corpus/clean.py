@@ -72,14 +72,18 @@ def finish(config: CleanConfig) -> None:
 
 def _clean(config: CleanConfig, where: Where) -> None:
     if config.dry_run:
+        # A folder of its own beside the real one, which a sample must not pass for.
         config = replace(config, output=f"{config.output.rstrip('/')}-dry-run")
+        # Only what an earlier dry run wrote is taken away.
         if artifact.read_record(config.output).get("settings", {}).get("dry_run"):
             remove(Path(config.output))
     source = Path(config.corpus)
     output = Path(config.output)
     files = list_files(source)
     if config.dry_run:
+        # Every so many, not the first: neighbours in a folder are much alike.
         files = files[:: -(-len(files) // SAMPLE_FILES)]
+    # It would be read as its own input when the run goes on.
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f"--output {output}: lies inside --corpus {source}; choose a directory elsewhere")
     if where == "ray":
@@ -87,11 +91,13 @@ def _clean(config: CleanConfig, where: Where) -> None:
     if where == "slurm":
         require_slurm(config.slurm)
     inputs = _inputs(config)
+    # Before `create` writes a run.json of its own over the one that is compared.
     resume = _can_go_on(config, output, inputs)
     with artifact.create(output, "corpus", "clean", config, inputs, resume) as made:
         chain = run_passes(_plan(config, where, len(files)), output, files, source)
         if chain:
             jobs = chain.submit(partial(finish, config))
+            # No result yet: until the last job has written it, readers refuse the directory.
             made.left_to_others = True
             say(
                 f"{output}: jobs {', '.join(jobs)} submitted; the last one writes report.html and finishes the corpus"
@@ -131,6 +137,7 @@ def _can_go_on(config: CleanConfig, output: Path, inputs: dict[str, artifact.Inp
         return False
     begun = artifact.read_record(output)
     given = as_given(config)
+    # Settings decide what is in a portion: one of others would not fit the rest.
     if any(begun["settings"][name] != given[name] for name in given if name not in NO_MATTER):
         return False
     now = artifact.described(inputs)
@@ -147,6 +154,7 @@ def _inputs(config: CleanConfig) -> dict[str, artifact.Input]:
         inputs["words"] = Path(config.words)
     if config.score:
         load_score(config.score)
+        # The file, without the function's name: a run goes on only where its content is the same.
         inputs["score"] = Path(config.score.rpartition(":")[0])
     return inputs
 
@@ -167,6 +175,7 @@ def _plan(config: CleanConfig, where: Where, files: int) -> Passes:
         config.slurm,
         config.workers,
         round(config.shard_megabytes * 1e6),
+        # Rounded up: with few files some of each, with many at least the first of each.
         -(-SAMPLE // files) if config.dry_run else None,
     )
 
@@ -177,6 +186,7 @@ def _detectors(config: CleanConfig) -> Detectors:
         config.min_language,
         Path(config.words).resolve() if config.words else None,
         config.max_words,
+        # Workers on a cluster start in another folder.
         str(Path(config.score).resolve()) if config.score else "",
         config.min_score,
     )

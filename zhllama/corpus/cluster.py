@@ -36,10 +36,12 @@ class RayExecutor(LocalPipelineExecutor):  # type: ignore[misc]
         """Run all tasks on the cluster that this machine belongs to, or on this machine where it belongs to none."""
         ray = _ray()
         ranks = iter(self.get_incomplete_ranks(range(self.tasks)))
+        # Put once into the cluster's store: as an argument it would be pickled again for each task.
         attempt, executor = ray.remote(_attempt), ray.put(self)
         running: list[Any] = []
         try:
             while True:
+                # No more than `workers` at a time: Ray itself would start as many as the cluster has cores.
                 more = islice(ranks, self.workers - len(running))
                 running += [attempt.remote(executor, rank) for rank in more]
                 if not running:
@@ -83,13 +85,16 @@ def _told(ray: Any, task: Any) -> Exception | None:
 def _attempt(executor: RayExecutor, rank: int) -> Exception | None:
     """Run one task; give back what the user should know."""
     output = Path(executor.logging_dir.path).parents[1]
+    # A folder of that name on the machine's own disk would take the output where nobody looks for it.
     if not (output / "run.json").is_file():
         return UserError(
             f"--output {output}: the machine {socket.gethostname()} does not see it; choose a folder that the whole "
             "cluster shares"
         )
     try:
+        # Local rank 1: of any but rank 0 datatrove shows only errors.
         executor._run_for_rank(rank, 1)
+    # Given back, because Ray wraps what is raised; any other error is ours, and its traceback is wanted.
     except (UserError, OSError) as problem:
         return problem
     return None
@@ -119,10 +124,14 @@ class Chain:
             self.slurm.time,
             self.slurm.partition,
             mem_per_cpu_gb=self.slurm.memory,
+            # datatrove's word for no limit is -1.
             workers=self.workers or -1,
             job_name=f"zhllama-{stage}",
+            # datatrove's default, "normal", is a name that not every cluster has.
             qos="",
+            # A job runs datatrove's launch_pickled_pipeline, which lies beside this Python.
             env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
+            # Or jobs behind one that failed wait in the queue for ever.
             sbatch_args={"kill-on-invalid-dep": "yes"},
             depends=self.last,
             logging_dir=str(self.output / "logs" / stage),
@@ -139,6 +148,8 @@ class Chain:
         noted = self.output / "logs" / "slurm.json"
         _refuse_running(noted)
         self.add("finish", [_Finish(finish)], 1)
+        # Listed first: launching cuts a pass's link to the one before (datatrove pickles it with all it
+        # holds).
         chain: list[SlurmExecutor] = []
         link = self.last
         while link:
@@ -153,6 +164,7 @@ class Chain:
                 "sbatch refused a job, its own message stands above; look at --slurm.partition, --slurm.time and "
                 "--slurm.memory"
             ) from problem
+        # -1: all tasks of that pass are done, nothing was launched.
         jobs = [str(link.job_id) for link in chain if link.job_id != -1]
         noted.write_text(json.dumps(jobs), encoding="utf-8")
         return jobs
@@ -180,6 +192,7 @@ def _refuse_running(noted: Path) -> None:
     if not noted.is_file():
         return
     jobs = ",".join(json.loads(noted.read_text(encoding="utf-8")))
+    # squeue fails for jobs that it has forgotten: those are over.
     listed = subprocess.run(["squeue", "--noheader", f"--jobs={jobs}"], capture_output=True, check=False)
     if listed.stdout.strip():
         raise UserError(f"jobs {jobs} of this run still wait or run; wait for them, or scancel them first")

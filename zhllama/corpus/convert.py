@@ -29,6 +29,7 @@ class Forms:
         if self.chinese == "simplified":
             from opencc import OpenCC
 
+            # By phrases: 乾 stays in 乾隆 and becomes 干 in 乾淨, which a table of characters cannot know.
             simplified = OpenCC("t2s").convert
         table = HALF if self.width == "half" else {}
         # Again behind it: half width could make a literal special token.

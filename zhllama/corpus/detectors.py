@@ -37,11 +37,13 @@ class Detectors:
         def judge(text: str) -> str | None:
             if self.languages:
                 found = language.shares(text)
+                # Counted before it is judged: the report shows what a stricter setting would cost.
                 tally.languages[next(iter(found), "unknown")] += 1
                 if language.unwanted(found, self.languages, self.min_language):
                     return "another language"
             if listed and sum(1 for _ in listed.find(folded(text))) > self.max_words:
                 return "listed words"
+            # Not `<`: a score of NaN, which compares with nothing, drops too.
             if score and not score(text) >= self.min_score:
                 return "low score"
             return None
@@ -58,6 +60,7 @@ def load_score(place: str) -> Callable[[str], float]:
     file, _, name = place.rpartition(":")
     if not file.endswith(".py") or not Path(file).is_file():
         raise UserError(f"--score {place}: write it as FILE.py:FUNCTION, with a file that exists")
+    # By its path, not by import: the file need not lie where Python looks for modules.
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec
     assert spec.loader

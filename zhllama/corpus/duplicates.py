@@ -15,6 +15,7 @@ from zhllama.corpus.tally import DocumentTally
 
 LAST_RANK = 65534  # datatrove's exact deduplication ranks tasks in 16 bits
 # Reason -> the files in which it lists, by their place among the kept ones, the documents of a task to drop.
+# The first that lists a document is its reason: an exact copy is not counted as a near one too.
 LISTS = {"duplicate": "duplicates/00000/{:05d}.c4_dup", "near duplicate": "near/{:05d}"}
 
 
@@ -28,6 +29,7 @@ def priority(document: Document) -> int:
     return int(document.metadata["priority"])
 
 
+# By a hash of 64 bits, datatrove's default: among 100 million texts one mistake has a chance of 0.03%.
 SAME = ExactDedupConfig(text_without_space, priority)
 
 
@@ -41,6 +43,7 @@ class SignSame(ExactDedupSignature):  # type: ignore[misc]
         """Yield every document unchanged."""
         signatures: list[tuple[int, int, int]] = []
         for number, document in enumerate(data):
+            # Numbers are places among the kept documents of a task, as every later pass counts them.
             signatures += self.get_hashes(document, number)
             yield document
         self.save_hashes(rank, signatures)
@@ -66,6 +69,7 @@ class DropDuplicates(PipelineStep):  # type: ignore[misc]
             else:
                 document.metadata["number"] = number
                 yield document
+        # Two passes drop by the same lists, and each document is to be counted once.
         if self.count:
             tally.save(self.work, "unique", rank)
 

@@ -34,6 +34,7 @@ class Executor(LocalPipelineExecutor):  # type: ignore[misc]
             StoppedError: a worker was killed.
             RuntimeError: a task died of an error of ours.
         """
+        # datatrove marks a task as done with an empty file, written last.
         ranks = self.get_incomplete_ranks(range(self.tasks))
         if self.workers == 1 or not ranks:
             for rank in ranks:
@@ -44,6 +45,7 @@ class Executor(LocalPipelineExecutor):  # type: ignore[misc]
             _initialize_worker,
             (self,),
             preload=PRELOAD,
+            # A task leaves files, and one that is begun again writes them anew: nothing is lost by a kill.
             kill=True,
             name="a worker process",
             remedy="run the same command with fewer --workers, it goes on where it stopped",
@@ -69,6 +71,7 @@ def _initialize_worker(executor: Executor) -> None:
 
 
 def _run_task(rank: int) -> None:
+    # Local rank 1: of any but rank 0 datatrove shows only errors on standard error.
     deepcopy(_executor)._run_for_rank(rank, 1)
 
 

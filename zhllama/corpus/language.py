@@ -18,6 +18,7 @@ CODE_LINE = re.compile(
     r"\s*(?:.*[;{}\[(\\]\s*$|.*\)\s*:\s*$|[})\]]|#include|(?:import|from|def|class|return|if|for|while|else|elif|try|"
     r"except|var|let|const|func|fn|public|private|static|package|using|end)\b.*[=(:{.;]|[\w.]+\s*[-+*|]?=\s*\S)"
 )
+# Half, for comments and texts in programs read like prose; three, for a line or two of prose may look so.
 CODE_SHARE, CODE_LINES = 0.5, 3
 
 
@@ -36,7 +37,9 @@ def shares(text: str) -> dict[str, float]:
         _, _, found = pycld2.detect(plain, isPlainText=True)
     except pycld2.error:  # what else it holds to be no text
         return {}
+    # "un" is the share that it does not know.
     known = {code: percent / 100 for _, code, percent, _ in found if code != "un"}
+    # Japanese has kana in every sentence; less of it than a tenth of the Chinese is a name or a quotation.
     if "ja" in known and 10 * len(KANA.findall(plain)) < count_han(plain):
         known["zh"] = known.get("zh", 0) + known.pop("ja")
     return dict(sorted(known.items(), key=lambda item: -item[1]))
@@ -53,4 +56,5 @@ def is_code(text: str) -> bool:
 def unwanted(found: dict[str, float], keep: frozenset[str], least: float) -> bool:
     """Whether the languages to keep have less than the `least` share of what is known of a text."""
     wanted = sum(share for code, share in found.items() if code in keep)
+    # Of what is known, not of all: tables and names, which no language claims, count on neither side.
     return wanted < least * sum(found.values())

@@ -30,6 +30,8 @@ LABEL = re.compile(
     r"|[上下前后]一[篇条页章]|(?:相关|推荐|延伸|更多)(?:阅读|新闻|链接|文章|报道)|原标题|(?:本文|原文)(?:链接|地址|网址)"
     r"|(?:录入|审核|发布)[者人员]?)\s*[:：]"
 )
+# Shorter lines are headings and single words that many documents share by right; a labelled line longer than
+# this is a sentence; a paragraph is more than a phrase.
 TEMPLATE_LETTERS, LABELLED_LETTERS, PARAGRAPH_LETTERS = 6, 60, 30
 TEMPLATE, PARAGRAPH = 0, 1  # the lowest bit of a hash
 NAMES = {TEMPLATE: "boilerplate lines", PARAGRAPH: "repeated paragraphs"}
@@ -65,6 +67,8 @@ class Repeats:
         fixed = DIGIT.sub("", compared) if self.boilerplate else ""
         label = LABEL.match(line) if fixed and len(compared) <= LABELLED_LETTERS else None
         if label:
+            # The lowest bit tells the kinds apart, so the same words count as a label and as a paragraph on
+            # their own.
             found.append(xxhash.xxh3_64_intdigest(label[1]) & ~1 | TEMPLATE)
         elif len(fixed) >= TEMPLATE_LETTERS and 3 * count_han(fixed) >= len(fixed):
             found.append(xxhash.xxh3_64_intdigest(fixed) & ~1 | TEMPLATE)
@@ -88,16 +92,19 @@ class SignLines(PipelineStep):  # type: ignore[misc]
         hashes: list[NDArray[np.uint64]] = []
         numbers: list[NDArray[np.uint32]] = []
         for document in data:
+            # A set: a line counts once in each document that has it.
             lines = {value for line in document.text.split("\n") for value in self.repeats.hashes(line)}
             hashes.append(np.array(sorted(lines), dtype=np.uint64))
             numbers.append(np.full(len(lines), document.metadata["number"], dtype=np.uint32))
         joined = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
+        # Hashes stand in the order of documents, so the first place of one is its first document.
         distinct, first, counts = np.unique(joined, return_index=True, return_counts=True)
         seen = np.empty(len(distinct), dtype=SEEN)
         seen["hash"], seen["documents"] = distinct, counts
         seen["first"] = np.concatenate([np.empty(0, dtype=np.uint32), *numbers])[first]
         folder = Path(self.work) / "lines"
         folder.mkdir(exist_ok=True)
+        # A kill may leave a part of it: the task was not marked as done, and writes it again.
         (folder / f"{rank:05d}").write_bytes(seen.data)
 
 
@@ -117,8 +124,10 @@ class FindLines(PipelineStep):  # type: ignore[misc]
         shutil.rmtree(work / "lines-removed", ignore_errors=True)  # a part of it, after a kill
         (work / "lines-removed").mkdir()
         files = [file for file in sorted((work / "lines").iterdir()) if file.stat().st_size]
+        # Mapped, not read: of each only one part is in memory at a time.
         tables = [np.memmap(file, dtype=SEEN, mode="r") for file in files]
         parts = 1 + sum(map(len, tables)) // PART
+        # As uint64: numpy makes float64 of Python integers on both sides of 2^63, and so of the whole table.
         edges = [np.uint64(number * 2**64 // parts) for number in range(1, parts)]
         cuts = [[0, *np.searchsorted(table["hash"], edges).tolist(), len(table)] for table in tables]
         for part in range(parts):
@@ -129,17 +138,22 @@ class FindLines(PipelineStep):  # type: ignore[misc]
     def _merge(self, pieces: list[NDArray[np.void]], outputs: list[Path]) -> None:
         table = np.concatenate(pieces)
         which = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+        # By hash, then by task (lexsort takes its last key first): the first row of a hash is the earliest
+        # task's.
         order = np.lexsort((which, table["hash"]))
         table, which = table[order], which[order]
         _, starts, groups = np.unique(table["hash"], return_index=True, return_inverse=True)
+        # In how many documents of all tasks.
         totals = np.bincount(groups, weights=table["documents"]) if len(table) else np.empty(0)
         template = (table["hash"] & np.uint64(1)) == TEMPLATE
         removed = totals[groups] > np.where(template, self.repeats.boilerplate, 1)
         listed = np.empty(len(table), dtype=REMOVED)
+        # A paragraph stays in one document, the first of the first task; boilerplate stays in none.
         listed["hash"], listed["keeper"] = table["hash"], NOBODY
         owners = starts[~template[starts]]
         listed["keeper"][owners] = table["first"][owners]
         for number, output in enumerate(outputs):
+            # Parts come in the order of hashes, one behind the other.
             with output.open("ab") as file:
                 file.write(listed[removed & (which == number)].data)
 
@@ -162,7 +176,9 @@ class RemoveLines(PipelineStep):  # type: ignore[misc]
         keepers = dict(zip(table["hash"].tolist(), table["keeper"].tolist(), strict=True))
         for document in data:
             left = list(self._left(document, keepers, tally))
+            # A text has one line more than line ends: fewer are left, so some went.
             if len(left) <= document.text.count("\n"):
+                # What stood between lines that went may be empty lines only.
                 text = "\n".join(left).strip("\n")
                 if len(without_space(text)) < max(self.min_characters, 1):
                     tally.drop("only repeated lines", document)
@@ -174,6 +190,7 @@ class RemoveLines(PipelineStep):  # type: ignore[misc]
     def _left(self, document: Document, keepers: dict[int, int], tally: DocumentTally) -> Iterator[str]:
         number = document.metadata["number"]
         for line in document.text.split("\n"):
+            # A line that is listed nowhere counts as kept by the document itself.
             hits = [value for value in self.repeats.hashes(line) if keepers.get(value, number) != number]
             if not hits:
                 yield line

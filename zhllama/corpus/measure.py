@@ -21,6 +21,7 @@ Moment = Literal["before", "after"]
 QUALITIES = ("Chinese", "symbols", "repetition")
 BINS = 10  # of a quality, each a tenth
 GRAMS = (2, 3, 4, 5)
+# Sorting the sequences takes their memory several times over, for each worker.
 SAMPLE = 1 << 18  # characters of a task whose sequences are counted
 SNIPPET = 2000  # at most so many of a document
 MOST = 300  # sequences of each length that a task reports
@@ -46,11 +47,13 @@ class Measure(PipelineStep):  # type: ignore[misc]
         for document in data:
             text = document.text
             kind = kind_of(document.metadata["source"])
+            # Powers of two: lengths go from a title to a book.
             seen["lengths"][str(len(text).bit_length())] += 1
             seen["documents"][kind] += 1
             seen["characters"][kind] += len(text)
             seen["source characters"][document.metadata["source"]] += len(text)
             for name, value in _qualities(text):
+                # 1.0 belongs to the last tenth.
                 seen[name][str(min(int(BINS * value), BINS - 1))] += 1
             sample.add(document.id, text)
             if self.moment == "after":
@@ -85,7 +88,10 @@ class TextSample:
         """Take a document, or pass it over; the same one whatever came before it, as long as there is room."""
         import xxhash
 
+        # By a hash of its id: the same documents are drawn before and after, so both counts compare.
         number = xxhash.xxh3_64_intdigest(identifier)
+        # A sample of half holds the numbers whose first bit is 0, one of a quarter those whose first two bits
+        # are.
         if number >> (64 - self.halvings):
             return
         self.drawn.append((number, text[:SNIPPET]))
@@ -105,8 +111,10 @@ def frequent(texts: list[str], size: int) -> dict[str, int]:
     runs = "\n".join(run for text in texts for run in HAN.findall(text))
     _, first, counts = np.unique(ngram_hashes(runs, size), return_index=True, return_counts=True)
     found: dict[str, int] = {}
+    # The most frequent first, of equals the earlier one: the same list on every machine.
     for place in np.lexsort((first, -counts)).tolist():
         gram = runs[first[place] : first[place] + size]
+        # A sequence across two runs stands nowhere in the text.
         if "\n" not in gram:
             found[gram] = int(counts[place])
         if len(found) == MOST:

@@ -44,6 +44,7 @@ def permutations(banding: Banding) -> tuple[NDArray[np.uint32], NDArray[np.uint3
     source = np.random.RandomState(banding.seed)
     count = banding.bands * banding.rows
     factors, terms = (source.randint(0, 2**32, size=count, dtype=np.uint32) for _ in range(2))
+    # Only odd factors permute the numbers below 2^32; with an even one different sequences would meet.
     return factors | np.uint32(1), terms
 
 
@@ -58,6 +59,8 @@ def sign(texts: Iterable[str], banding: Banding) -> NDArray[np.uint32]:
         hashes = hash_sequences(some)
         lengths = np.array([len(text) for text in some])
         starts = np.cumsum(lengths + GRAM) - lengths - GRAM
+        # `reduceat` takes the least from each edge to the next: at even places a text's, at odd ones the
+        # gap's, which go. The zeros behind the last text keep its end a valid edge.
         edges = np.stack([starts, starts + np.maximum(lengths - GRAM + 1, 1)], axis=1).ravel()
         least = [np.minimum.reduceat(hashes * a + b, edges)[::2] for a, b in zip(factors, terms, strict=True)]
         found.append(np.stack(least, axis=1))
@@ -70,6 +73,7 @@ def hash_sequences(texts: Iterable[str]) -> NDArray[np.uint32]:
     Behind each text stand as many zeros as a sequence is long, which those at its end run into.
     """
     gap = "\0" * GRAM
+    # 32 bits, the precision of datatrove's files; at 64 signatures would take twice the room.
     return (ngram_hashes(gap.join(texts) + gap, GRAM) >> np.uint64(32)).astype(np.uint32)
 
 
@@ -78,17 +82,22 @@ def propose_pairs(signatures: NDArray[np.uint32], banding: Banding) -> Iterator[
 
     In memory, for as many texts as that holds; those of a corpus go through datatrove's files instead.
     """
+    # The golden ratio in 64 bits, as Fibonacci hashing multiplies by.
     mixed = np.uint64(0x9E3779B97F4A7C15)
     for band in range(banding.bands):
+        # The rows of a band in one number: one sort, where columns would need one each.
         key = np.zeros(len(signatures), dtype=np.uint64)
         for column in signatures[:, band * banding.rows : (band + 1) * banding.rows].T:
             key = (key ^ column) * mixed
             key ^= key >> np.uint64(29)
+        # Stable: of texts with the same key the earliest stays the first.
         order = np.argsort(key, kind="stable")
         new = np.concatenate([[True], key[order][1:] != key[order][:-1]])
+        # For each place the last one before it, or itself, where a new key begins.
         firsts = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
         later = np.flatnonzero(~new)
         yield np.stack([firsts[later], order[later]], axis=1)
+        # A text may be no copy of the first with its key, and yet be one of the text before it.
         yield np.stack([order[later - 1], order[later]], axis=1)
 
 

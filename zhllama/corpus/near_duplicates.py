@@ -19,6 +19,7 @@ from zhllama.corpus.compare import letters
 from zhllama.corpus.minhash import DOCUMENTS, GRAM, sign
 from zhllama.corpus.tally import DocumentTally
 
+# What datatrove has to know to read our files: how many bands, rows and bits.
 NEAR = MinhashConfig(
     GRAM, DOCUMENTS.bands, DOCUMENTS.rows, DOCUMENTS.seed, hash_config=HashConfig(precision=32)
 )
@@ -46,6 +47,7 @@ class SignNear(PipelineStep):  # type: ignore[misc]
             for number, document in enumerate(data):
                 text = letters(document.text)
                 lengths.append(len(text))
+                # A shorter text has no sequence; exact deduplication compares it.
                 if len(text) >= GRAM:
                     numbers.append(number)
                     yield text
@@ -53,9 +55,12 @@ class SignNear(PipelineStep):  # type: ignore[misc]
         signed = sign(compared(), DOCUMENTS)
         table = signed.reshape(len(numbers), DOCUMENTS.bands, DOCUMENTS.rows)
         for bucket in range(DOCUMENTS.bands):
+            # datatrove's record: the rows of the band, then the document's number, all little-endian uint32.
             records = np.column_stack([table[:, bucket], np.array(numbers, dtype="<u4")]).astype("<u4")
             folder = Path(self.work) / "near-signatures" / f"bucket_{bucket:03d}"
             folder.mkdir(parents=True, exist_ok=True)
+            # Sorted by the first column, then the next: datatrove merges the files and stops at one out of
+            # order.
             (folder / f"{rank:05d}.minhash.sig").write_bytes(records[np.lexsort(records.T[::-1])].data)
         folder = Path(self.work) / "near-lengths"
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,16 +85,21 @@ class ChooseBest(PipelineStep):  # type: ignore[misc]
         work, tally = Path(self.work), DocumentTally()
         files = sorted((work / "near-pairs").glob("*.dups"))
         nodes = np.empty(0, dtype=np.uint64)
+        # Band by band: most pairs are found in several, and only their documents are kept.
         for file in files:
             nodes = np.union1d(nodes, _pairs(file))
         roots = _components(len(nodes), [np.searchsorted(nodes, _pairs(file)) for file in files])
         ranks, numbers = nodes >> np.uint64(32), (nodes & np.uint64(2**32 - 1)).astype(np.int64)
         lengths = np.zeros(len(nodes), dtype=np.int64)
+        # Lengths of one task at a time, mapped: of a corpus of millions only those of duplicates are read.
         for part in np.unique(ranks):
             held = np.memmap(work / "near-lengths" / f"{part:05d}", dtype=np.uint32, mode="r")
             lengths[ranks == part] = held[numbers[ranks == part]]
+        # By cluster, most letters first, then by place in the input. Exact copies have equal letters, so the
+        # one that exact deduplication keeps is never dropped for another of them.
         order = np.lexsort((nodes, -lengths, roots))
         best = np.ones(len(nodes), dtype=bool)
+        # The first row of each cluster.
         best[1:] = roots[order][1:] != roots[order][:-1]
         dropped = np.sort(nodes[order[~best]])
         (work / "near").mkdir(exist_ok=True)
@@ -116,6 +126,8 @@ def _components(count: int, edges: list[NDArray[np.int64]]) -> NDArray[np.int64]
         open_ends = ends[ends[:, 0] != ends[:, 1]]
         if not len(open_ends):
             return roots
+        # Not `roots[...] = `: several edges may hang the same root, and the least must win.
         np.minimum.at(roots, open_ends.max(axis=1), open_ends.min(axis=1))
+        # Every node straight to its root, or the next round would walk long chains.
         while (roots != roots[roots]).any():
             roots = roots[roots]

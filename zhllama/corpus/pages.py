@@ -10,6 +10,7 @@ from zhllama import decode
 from zhllama.config import UserError
 
 # YAML between --- or TOML between +++, before anything else.
+# Only at the very top: --- between paragraphs is a rule that stays.
 FRONT_MATTER = re.compile(r"\A\s*(-{3}|\+{3})[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 
 
@@ -34,6 +35,7 @@ def whole(path: Path, lines: Iterator[str]) -> str:
     Raises:
         UserError: more than 64 million characters.
     """
+    # Counted while it is read: the limit is there so that memory holds the whole.
     held: list[str] = []
     size = 0
     for line in lines:

@@ -23,6 +23,7 @@ from zhllama.corpus.settings import Slurm, Where
 from zhllama.tables import is_named
 from zhllama.terminal import progress_bar
 
+# datatrove's default is 5, and each read is a call to the system.
 LINES = 1000  # signatures that datatrove reads ahead of each task
 
 
@@ -61,12 +62,14 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
     folder = str(work)
     tasks = _bundle(files, source, work, plan.shard_bytes)
     chain = Chain(plan.slurm, output, plan.workers) if plan.where == "slurm" else None
+    # The same passes either way: run now, or noted as jobs that wait for each other.
     launch = chain.add if chain else partial(_run_now, plan, output)
     show = _silent if chain else _progress
 
     def run(stage: str, pipeline: list[Any], tasks: int = tasks) -> None:
         launch(stage, pipeline, tasks)
 
+    # Judged before it is compared: a document that is dropped must not stand for its copies.
     first = [
         blocks.ReadBundle(folder, plan.layout, plan.broken, plan.most),
         measure.Measure(folder, "before"),
@@ -75,23 +78,28 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
     ]
     if plan.decontaminate:
         contamination.write_index(plan.decontaminate, work)
+        # Before the writer, whose lines are what documents are numbered by.
         first.insert(3, blocks.Decontaminate(folder))
     if plan.deduplicate:
         first.append(duplicates.SignSame(folder))
     if plan.near:
+        # The last: it signs all of a task at once, and passes nothing on.
         first.append(near.SignNear(folder))
     with show("reading and filtering (KB)", sum(map(_size, files)), work / "progress-read"):
         run("read", first)
     if plan.deduplicate:
+        # One task: it merges the sorted signatures of all, in memory that does not grow with them.
         run("same", [ExactFindDedups(str(work / "signatures"), str(work / "duplicates"), duplicates.SAME)], 1)
     if plan.near:
         pairs = str(work / "near-pairs")
         find = MinhashDedupBuckets(
             str(work / "near-signatures"), pairs, config=near.NEAR, lines_to_buffer=LINES
         )
+        # datatrove wants a task for each band.
         run("near-pairs", [find], minhash.DOCUMENTS.bands)
         run("near", [near.ChooseBest(folder)], 1)
     kept = sum(map(_size, (work / "kept").glob("*")))
+    # Behind the duplicates: copies of one page would make boilerplate of its text.
     if plan.repeats:
         lines = [
             blocks.ReadKept(folder, "lines"),
@@ -104,6 +112,7 @@ def run_passes(plan: Passes, output: Path, files: list[Path], source: Path) -> C
     last = [
         blocks.ReadKept(folder, "write"),
         duplicates.DropDuplicates(folder, count=True),
+        # In every run: without a list it lets all pass.
         RemoveLines(folder, plan.repeats, plan.limits.min_characters),
         measure.Measure(folder, "after"),
         blocks.WriteDocuments(str(output), "documents-${rank}.jsonl", plan.shard_bytes),
@@ -128,11 +137,13 @@ def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
     from zhllama.corpus.duplicates import LAST_RANK
 
     root = source if source.is_dir() else source.parent
+    # Two neighbouring bundles hold more than `size` together, so half as many as there are ranks are safe.
     size = max(size, sum(map(_size, files)) // (LAST_RANK // 2))
     bundles: list[list[tuple[str, str]]] = []
     filled = 0
     for file in files:
         if not bundles or filled + _size(file) > size:
+            # A file is not split: one larger than a bundle is a task by itself.
             bundles.append([])
             filled = 0
         filled += _size(file)
@@ -153,6 +164,7 @@ def _progress(what: str, total: int, folder: Path) -> Iterator[None]:
 
         def poll() -> None:
             while not done.wait(0.3):
+                # A task writes its file anew each time, so it may be empty at this moment.
                 read = sum(int(file.read_text() or 0) for file in folder.glob("*"))
                 bar.update(task, completed=read // 1000)
 

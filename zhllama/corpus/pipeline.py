@@ -54,8 +54,10 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
         tally, meter = DocumentTally(), Meter(self.work, "read", rank)
         for path, name in bundle:
             try:
+                # datatrove keeps the highest priority, from 1 to 65,535: earlier tasks have a higher one.
                 yield from self._documents(Path(path), name, tally, meter, LAST_RANK - rank + 1)
             except UserError as problem:
+                # Otherwise what was read of the file before stays.
                 if self.broken == "stop":
                     raise
                 tally.skip("files", str(problem))
@@ -69,8 +71,10 @@ class ReadBundle(PipelineStep):  # type: ignore[misc]
         skip = partial(tally.skip, "rows") if self.broken == "skip" else None
         layout = self.layout
         if layout.encoding == "guess" and not says_encoding(path):
+            # Guessed for each file, since folders mix GBK and UTF-8.
             layout = replace(layout, encoding=detect_encoding(path))
             tally.encodings[layout.encoding] += 1
+        # `splits` is filled while passages are read: a guess is known with the first of them.
         passages = read_file(path, layout, meter, splits.append, skip, halves=True)
         for line, text in islice(passages, self.most):
             tally.counts["read"] += 1
@@ -119,9 +123,12 @@ class Judge(PipelineStep):  # type: ignore[misc]
         normalise = self.forms.normaliser()
         detected = self.detectors.rules(tally)
         for document in data:
+            # Counted before anything goes: what is dropped lost them too.
             tally.counts["replacement characters"] += document.text.count("\ufffd")
             text = normalise(document.text)
+            # The cheap rules first: language and words are looked at in what those keep.
             reason = judge(text, self.limits) or detected(text)
+            # Last of all, since only what is kept is written, and checks of numbers take time.
             if not reason and self.privacy != "keep":
                 text, kinds = redact(text)
                 tally.personal.update(kinds)
@@ -157,6 +164,7 @@ class Decontaminate(PipelineStep):  # type: ignore[misc]
             if not len(places):
                 yield document
                 continue
+            # Once for each file, however often it shares something.
             for number in np.unique(numbers).tolist():
                 tally.contaminated[names[number]] += 1
             shared = compared[places[0] : places[0] + index.size]
@@ -170,6 +178,7 @@ class WriteDocuments(DiskWriter):  # type: ignore[misc]
     name = "zhllama JSONL"
 
     def __init__(self, folder: str, filename: str, max_file_size: int = -1) -> None:
+        # datatrove counts the size of files only where they are binary.
         super().__init__(folder, filename, compression=None, mode="wb", max_file_size=max_file_size)
         self.names: dict[int | str, str] = {}  # datatrove fills in a template for each document, twice
 

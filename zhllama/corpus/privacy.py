@@ -27,9 +27,14 @@ DIGIT = re.compile(r"[0-9]")
 CLUES = ("@", "at)", "at]", "微信", "威信", "薇信", "v信", "wx", "vx", "wechat", "weixin", "加v", "加薇")
 AROUND = 40
 PREFIX = r"(?<!\d)(?<!\d\.)"  # not within a number
+# 86 without a sign or a gap only before a whole mobile number, or it is any number's beginning.
 COUNTRY = r"(?:(?:\+|00)86[ -]?|86[ -]|86(?=1[3-9]\d{9}))?"
+# UnionPay (62), older cards of Chinese banks (60, 9559), Visa, Mastercard, American Express, JCB. A check
+# digit is right by chance once in ten numbers, so the issuer's has to be right too.
 ISSUERS = re.compile(r"62\d{14,17}|60\d{14,17}|4\d{15}|5[1-5]\d{14}|3[47]\d{13}|35\d{14}|9559\d{12,15}")
+# Not before 年 or more digits: 1998-2003年 follows a number in a list as well.
 ANOTHER = re.compile(r"(?:[、,/或及和]| [/或] )([2-9]\d{2,3}[ -]?\d{4})(?![\d年])", re.ASCII)
+# Before four numbers with points: 版本 2.0.0.1 is no address.
 VERSION = re.compile(r"(?i:版本?号?|version|(?<![a-z])v(?:er)?\.?) ?$")
 PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
 
@@ -76,6 +81,7 @@ def redact(text: str) -> tuple[str, Counter[str]]:
 def find(text: str) -> list[Found]:
     """All personal data in a text, in order; where two kinds claim the same characters the first of `KINDS` wins."""
     # Full-width digits, letters and signs are read as their ASCII forms; every character keeps its place.
+    # Dashes are written for hyphens between the parts of telephone numbers.
     folded = narrow(text).replace("—", "-").replace("–", "-")
     numbers = list(_windows(folded, numeric=True))
     words = list(_windows(folded, numeric=False)) if any(map(folded.lower().__contains__, CLUES)) else []
@@ -84,6 +90,8 @@ def find(text: str) -> list[Found]:
         for start, end in numbers if kind.numeric else words:
             for match in kind.pattern.finditer(folded if kind.folded else text, start, end):
                 span = match.span("item" if "item" in kind.pattern.groupindex else 0)
+                # Kinds that come first keep their place; the check, which is slow, is made only for what is
+                # free.
                 if all(span[1] <= other.start or span[0] >= other.end for other in found) and kind.check(
                     match
                 ):
@@ -101,6 +109,7 @@ def _windows(text: str, numeric: bool) -> Iterator[tuple[int, int]]:
         if island.start() - AROUND > end:
             if end >= 0:
                 yield start, end
+            # Windows that would touch are one, so that no item lies across an edge.
             start = max(0, island.start() - AROUND)
         end = island.end() + AROUND
     if end >= 0:
@@ -109,6 +118,7 @@ def _windows(text: str, numeric: bool) -> Iterator[tuple[int, int]]:
 
 def _more_numbers(text: str, item: Found) -> Iterator[Found]:
     """The numbers that follow a landline in a list, without its area code."""
+    # Without an area code these are recognised by the number before them alone.
     while item.kind.name == "landline" and (more := ANOTHER.match(text, item.end)):
         item = Found(item.kind, *more.span(1))
         yield item
@@ -130,6 +140,7 @@ def _is_wechat(match: re.Match[str]) -> bool:
 
 
 def _is_resident(match: re.Match[str]) -> bool:
+    # GB 11643: birth date, then a check digit by ISO 7064, where X is ten.
     number = re.sub("[ -]", "", match[0]).upper()
     if len(number) != 18:
         return True  # fifteen digits after the words, from before check digits
@@ -146,11 +157,13 @@ def _is_credit_code(match: re.Match[str]) -> bool:
 
 def _is_card(match: re.Match[str]) -> bool:
     number = _digits(match[0])
+    # Luhn's check digit (ISO/IEC 7812).
     return bool(ISSUERS.fullmatch(number) and luhn.is_valid(number))
 
 
 def _is_phone(types: tuple[int, ...]) -> Callable[[re.Match[str]], bool]:
     def check(match: re.Match[str]) -> bool:
+        # An extension is no part of the number that is checked.
         written = match[0].removesuffix(match.groupdict().get("extension") or "")
         try:
             number = phonenumbers.parse(written, "CN")
@@ -172,6 +185,7 @@ def _is_address(match: re.Match[str]) -> bool:
 
 
 def _is_plate(match: re.Match[str]) -> bool:
+    # Or 京 before a word of capitals would be a plate.
     return len(_digits(match[0])) >= 3
 
 
@@ -205,6 +219,7 @@ def _kinds() -> Iterator[Kind]:
         r"(?:号码?|[账帐]号|(?i: ?id))?[ :=是为(\[【]{0,4}(?P<item>[A-Za-z][A-Za-z0-9_-]{5,19})(?![A-Za-z0-9_-])",
         _is_wechat,
     )._replace(numeric=False)
+    # Before bank cards: an ID from Gansu begins with 62, as cards of UnionPay do.
     date = r"(?:0[1-9]|1[0-2])[ -]?(?:0[1-9]|[12]\d|3[01])"
     yield kind(
         "resident ID",
@@ -220,12 +235,17 @@ def _kinds() -> Iterator[Kind]:
     yield kind(
         "credit code",
         "[信用代码]",
+        # GB 32100: the letters I, O, S, V and Z are not used.
         r"(?<![0-9A-Za-z])[0-9A-HJ-NPQRTUWXY]{2}\d{6}[0-9A-HJ-NPQRTUWXY]{10}(?![0-9A-Za-z])",
         _is_credit_code,
     )
     yield kind(
-        "bank card", "[银行卡号]", rf"{BANK}[^\d\n\]]{{0,8}}(?P<item>\d{{4}}(?:[ -]?\d){{8,17}})(?!\d)"
+        # Called a card, a number needs no check digit: mistyped, it still is somebody's.
+        "bank card",
+        "[银行卡号]",
+        rf"{BANK}[^\d\n\]]{{0,8}}(?P<item>\d{{4}}(?:[ -]?\d){{8,17}})(?!\d)",
     )
+    # Grouped as cards print it, always by the same gap, or in American Express's 4, 6 and 5.
     groups = r"(?:\d{4}(?P<gap>[ -]?)\d{4}(?P=gap)\d{4}(?P=gap)\d{1,4}(?:(?P=gap)\d{1,3})?|\d{4}[ -]\d{6}[ -]\d{5})"
     yield Kind("bank card", "[银行卡号]", re.compile(rf"{PREFIX}{groups}(?!\.?\d)", re.ASCII), _is_card)
     yield kind(
@@ -234,6 +254,7 @@ def _kinds() -> Iterator[Kind]:
         rf"{PREFIX}{COUNTRY}1[3-9]\d[ -]?(?:\d{{4}}[ -]?\d{{4}}|\d{{3}}[ -]\d{{5}})(?!\.?\d)",
         _is_phone(MOBILE),
     )
+    # Other countries' numbers, which phonenumbers tells apart; +86 is looked for above and below.
     foreign = r"(?<!\d)\+(?!86)\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){5,13}(?!\d)"
     yield kind("mobile", "[手机号]", foreign, _is_phone(MOBILE))
     yield kind("landline", "[电话]", foreign, _is_phone((TYPES.FIXED_LINE,)))
@@ -258,6 +279,7 @@ def _kinds() -> Iterator[Kind]:
     yield kind(
         "plate",
         "[车牌]",
+        # No I and no O; six places behind the point are those of electric cars.
         rf"[{PROVINCES}][A-HJ-NP-Z][ ·•.-]?(?:[A-HJ-NP-Z0-9]{{5,6}}|[A-HJ-NP-Z0-9]{{4}}[挂学警港澳])(?![A-Za-z0-9])",
         _is_plate,
     )

@@ -49,9 +49,11 @@ def _steps(page: Page, result: dict[str, Any], tally: DocumentTally) -> None:
         note=True,
     )
     documents, characters = tally.counts["documents judged"], tally.counts["characters judged"]
+    # In the order of the passes; what a step before dropped is gone from the next.
     steps = [("read", result["read"], sum(tally.seen["before characters"].values()))]
     steps.append(("rules", documents, characters))
     for reason in (REASON, *LISTS):
+        # A step that dropped nothing, or was not asked for, has no row.
         if tally.dropped[reason]:
             documents -= tally.dropped[reason]
             characters -= tally.dropped_characters[reason]
@@ -126,6 +128,7 @@ def _distributions(page: Page, tally: DocumentTally) -> None:
     found = sorted({int(bits) for counter in lengths.values() for bits in counter})
     # Every length between the shortest and the longest has its bar, an empty one too.
     bins = [str(bits) for bits in range(found[0], found[-1] + 1)]
+    # A length's bits say the power of two that it is below.
     names = [_short(2 ** int(bits)) for bits in bins]
     page.figure(_before_and_after(names, bins, lengths, "Characters per document, fewer than"))
     page.paragraph(
@@ -167,6 +170,7 @@ def _origins(page: Page, tally: DocumentTally) -> None:
             _share(after[kind], before[kind]),
             _share(after[kind], whole),
         ]
+        # The largest first, of equals by name, so that reports of one corpus are the same bytes.
         for kind in sorted(before, key=lambda kind: (-after[kind], kind))
     ]
     header = ["kind", "documents read", "kept", "characters read", "kept", "kept of read", "share"]
@@ -185,6 +189,7 @@ def _origins(page: Page, tally: DocumentTally) -> None:
 
 def _sequences(page: Page, tally: DocumentTally) -> None:
     sampled = {moment: tally.counts[f"{moment} sampled"] for moment in MOMENTS}
+    # Without Chinese before or after there is nothing to divide by.
     if not all(sampled.values()):
         return
     page.heading("Frequent sequences of Chinese characters")

@@ -21,6 +21,7 @@ STRIPPED = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
     "\U000f0000-\U0010ffff]"
 )
+# What `str.splitlines` takes for line ends and STRIPPED leaves: \n is the only one from here on.
 LINE_END = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 # `</s>` in a web page must not end a document: a tokenizer would read it as the mark itself.
 SPECIAL = re.compile(
@@ -33,6 +34,8 @@ NOT_LETTER = re.compile(r"[\W\d_]+")
 GARBLED = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯")
 # What Latin-1 makes of both. Patterns for what is rare begin with one set of characters: `re` then skips to it.
 LATIN = "\u00aa-\u00b6\u00b8-\u00ff"
+# Four in a row are GBK's bytes; one from ä to é (E4 to E9, where UTF-8 begins a Chinese character) before a
+# byte that goes on is UTF-8's.
 LATIN_GARBLED = re.compile(f"[{LATIN}](?:[{LATIN}]{{3,}}|(?<=[ä-é])[\u0080-\u00bf])")
 # Of a text's Chinese characters; prose has 94% and more, what a wrong decoding makes of it 64% and less.
 LEAST_COMMON = 0.7
@@ -44,6 +47,7 @@ FUNCTION = re.compile("[的了是在不和有也就都与與及以而之其这�
 SENTENCE_END = re.compile(rf"[。！？；…]|(?<=[{HAN_CLASS}])[.!?;]")
 # Chinese characters: too few for their kinds to say anything, too few for a list, too many without an end.
 FEW, LISTED, LONGEST_SENTENCE = 20, 50, 150
+# Gopher's longest sequence, in characters; a window is what is compared at once.
 GRAM = 10
 WINDOW = 1 << 20
 
@@ -69,9 +73,11 @@ def normalise(text: str) -> str:
     `</ s>`, so that no tokenizer takes them for the token. Normalising twice changes nothing.
     """
     text = STRIPPED.sub("", LINE_END.sub("\n", text.replace("\r\n", "\n")))
+    # Behind the stripping: a mark between a letter and its accent would keep them apart.
     text = unicodedata.normalize("NFC", text)
     # Line by line, not with a pattern: those take quadratic time over long runs of spaces.
     text = "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
+    # Most texts have neither, and looking for one character is fast.
     return SPECIAL.sub(r"\g<0> ", text) if "<" in text or "[" in text else text
 
 
@@ -82,6 +88,7 @@ def too_short(text: str, limits: Limits) -> str | None:
 
 def garbled(text: str, limits: Limits) -> str | None:
     """Drop a text decoded wrongly: more than one character in a hundred shows it, or its Chinese is of rare ones."""
+    # One in a hundred: a text may quote 锟斤拷, or lose a character now and then.
     if share(GARBLED, text) + share(LATIN_GARBLED, text) > 0.01:
         return "garbled"
     if 200 * text.count("的") >= len(text):  # most texts, seen quickly
@@ -100,6 +107,7 @@ def foreign(text: str, limits: Limits) -> str | None:
     """Drop a text with less than `min_chinese` Chinese characters (punctuation counts on neither side)."""
     if not limits.min_chinese:
         return None
+    # Of the letters: an article is no less Chinese for its digits and marks.
     return "too little Chinese" if share(HAN, NOT_LETTER.sub("", text)) < limits.min_chinese else None
 
 
@@ -164,6 +172,7 @@ def common() -> re.Pattern[str]:
     for encoding, first, last in (("gb2312", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)):
         for lead in range(first, last + 1):
             cells = b"".join(bytes((lead, trail)) for trail in (*range(0x40, 0x7F), *range(0xA1, 0xFF)))
+            # "ignore" leaves the ASCII trail of a pair that a table lacks; the filter below takes it out.
             found.update(cells.decode(encoding, "ignore"))
     return re.compile(f"[{''.join(sorted(character for character in found if HAN.match(character)))}]+")
 
@@ -180,6 +189,8 @@ def repetition(text: str) -> float:
         return 0.0
     # In windows, for bounded memory: what repeats more than a million characters later is not seen.
     distinct = sum(
-        distinct_ngrams(text[start : start + WINDOW + GRAM - 1], GRAM) for start in range(0, count, WINDOW)
+        # Windows overlap by nine characters: each sequence begins in exactly one.
+        distinct_ngrams(text[start : start + WINDOW + GRAM - 1], GRAM)
+        for start in range(0, count, WINDOW)
     )
     return 1 - distinct / count

@@ -68,16 +68,16 @@ class CleanConfig:
     """Languages to keep (zh is simplified, zh-Hant traditional Chinese, code programs, others as in ISO 639-1: ja, ru);
     any: all."""
     min_language: float = 0.5
-    """Drop documents where these languages have less than this share of what pycld2 is sure of."""
+    """Drop documents where the languages to keep have less than this share of what pycld2 is sure of."""
     words: str = ""
     """A file with one word a line (# begins a comment): drop documents that hold any; upper case and full width are
     the same as lower case and half width."""
     max_words: int = 0
-    """Keep documents with up to so many of these words."""
+    """Most listed words that a kept document may hold."""
     score: str = ""
     """A scoring function of your own, text -> number, written FILE.py:FUNCTION; documents under min_score are dropped."""
     min_score: float = 0.5
-    """The least score to keep."""
+    """Least score with which a document is kept."""
     deduplicate: bool = True
     """Keep only the first of documents with the same text (white space not compared)."""
     near_duplicates: bool = True
@@ -96,8 +96,8 @@ class CleanConfig:
     item by a placeholder such as [手机号], drop the documents that hold any, or keep."""
     dry_run: bool = False
     """Clean a sample of at most 2,000 documents, the first ones of up to 100 files spread over the corpus, into
-    OUTPUT-dry-run, which the next dry run replaces: to look at its report.html before the whole. Here, whatever the
-    executor."""
+    OUTPUT-dry-run, which the next dry run replaces: to look at its report.html before the whole. It runs on this machine,
+    whatever the executor."""
     executor: Where = "local"
     """Where the work is done: here (local), on the Ray cluster that this machine belongs to (ray), or by jobs that are
     submitted (slurm). On a cluster corpus and output lie in a folder that all machines share. The output is the same."""
@@ -121,6 +121,7 @@ class CleanConfig:
                 "workers, min_characters, max_words and boilerplate must not be negative, "
                 "shard_megabytes must be positive"
             )
+        # Names are Python's, so its own codecs say which there are.
         if self.encoding == "guess":
             return
         try:

@@ -51,6 +51,7 @@ class DocumentTally:
         """Count a dropped document; the first few of each reason are shown in the report."""
         self.dropped[reason] += 1
         self.dropped_characters[reason] += len(document.text)
+        # The first of each task, then the first of all: the same for any number of workers.
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
             # Personal data never reaches the report. An item that the first cut goes through is cut off whole.
@@ -81,6 +82,7 @@ class DocumentTally:
     def total(cls, work: Path) -> DocumentTally:
         """The sum over all tasks in rank order."""
         total = cls()
+        # Names end in five digits, so their order is that of steps and ranks, whoever wrote them first.
         for path in sorted((work / "tally").glob("*.json")):
             part = json.loads(path.read_text(encoding="utf-8"))
             for name, value in part.items():
@@ -90,6 +92,8 @@ class DocumentTally:
                     for what, counter in value.items():
                         held_so_far = total.seen.setdefault(what, Counter())
                         held_so_far.update(counter)
+                        # The rare half goes: a corpus of millions of sources or sequences must fit, and only
+                        # the top is shown.
                         if len(held_so_far) > MOST:
                             total.seen[what] = Counter(dict(held_so_far.most_common(MOST // 2)))
                 elif name != "examples":
@@ -112,6 +116,7 @@ class Meter:
     def __call__(self, here: int) -> None:
         """Note how far into the current file the task is."""
         self.here = here
+        # No more often than the bar looks at it.
         if monotonic() - self.told > 0.3:
             self.told = monotonic()
             self.path.write_text(str(self.before + here))

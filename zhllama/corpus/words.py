@@ -20,6 +20,7 @@ def read_words(path: Path) -> Words:
         lines = "\n".join(read_lines(path, "utf-8", advice="convert it with iconv")).splitlines()
     except UserError as problem:
         raise UserError(f"--words {problem}") from problem
+    # Folded like the texts they are looked for in.
     words = [folded(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
     if not words:
         raise UserError(f"--words {path}: no word inside; write one a line")
@@ -42,10 +43,12 @@ class Words:
         longest: dict[int, int] = {}
         for last, length in self.automaton.iter(text):
             begin, end = last + 1 - length, last + 1
+            # Chinese words have no edges, Latin ones have: "win" is not to be found in "window".
             if _edge(text, begin) and _edge(text, end):
                 longest[begin] = end  # ends come in order, so of one beginning the last is the longest
         place = 0
         for begin in sorted(longest):
+            # Words that overlap count once, from the left.
             if begin >= place:
                 place = longest[begin]
                 yield text[begin:place]

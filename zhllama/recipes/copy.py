@@ -16,7 +16,7 @@ class RecipesConfig:
     """Copy the recipes, launch scripts and DeepSpeed files, to be read and changed."""
 
     output: str
-    """Folder to copy them into, new or empty; a dot is the one you stand in."""
+    """Folder to copy the files into, new or empty; a dot is the one you stand in."""
 
 
 def recipes(config: RecipesConfig) -> None:
@@ -28,10 +28,12 @@ def recipes(config: RecipesConfig) -> None:
     output = Path(config.output)
     if output.is_file():
         raise UserError(f"--output {output}: a file is in the way; choose another directory")
+    # A recipe of the same name may have been changed there.
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output {output}: not empty; choose another directory")
     try:
         for folder in FOLDERS:
+            # Links are followed: in a checkout these folders are links.
             shutil.copytree(SHIPPED / folder, output / folder, ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as problem:
         raise UserError(f"--output {output}: it cannot be made ({problem.strerror})") from problem

@@ -124,10 +124,11 @@ def self_overlaps(key: str) -> Iterator[tuple[str, str, str]]:
     """The border rule: triples of strings that must not all be pieces beside `key`.
 
     是不是 = 是不|是 = 是|不是: in 是不是不是 two occurrences compete for a token, SentencePiece forms the
-    left one and a merge list the better-ranked split. 常常 is harmless: both of its splits are the same pair.
+    left one and a merge list the better-ranked split.
     """
     for size in range(1, len(key)):
         border = key[:size]
+        # 常常 is harmless: it is the same pair by its prefix and by its suffix.
         if key.endswith(border) and 2 * size != len(key):
             yield border, key[:-size], key[size:]
 
@@ -135,8 +136,7 @@ def self_overlaps(key: str) -> Iterator[tuple[str, str, str]]:
 def admit(texts: Iterable[str], vocabulary: Vocabulary, budget: int | None = None) -> Admitted:
     """Admit as many of `texts` as `budget` new pieces allow: characters first, then the rest in their order.
 
-    `vocabulary` grows by what is admitted. Pieces that only lead to others (a missing character, a beginning
-    of a character's bytes, the most frequent neighbouring pair when nothing else moves) count too.
+    `vocabulary` grows by what is admitted. Pieces that only lead to others count too.
     """
     result = Admitted()
     wanted = [text for text in dict.fromkeys(texts) if _is_candidate(text, result)]
@@ -179,6 +179,7 @@ class _Admission:
         self.vocabulary.next_rank += 1
         self.result.keys.append(key)
         self.watch(key)
+        # Steps that nobody asked for are counted too: each is a row of the embedding.
         self.left -= 1
 
     def watch(self, key: str) -> None:
@@ -192,6 +193,7 @@ class _Admission:
         if not self.vocabulary.allowed(key):
             return "would change tokens of other text"
         present = self.vocabulary.pieces
+        # Both ways: its own borders, and words for which it would be the last part that is missing.
         triples = [*self_overlaps(key), *self.rivals.get(key, ())]
         if any(all(part == key or part in present for part in triple) for triple in triples):
             return "overlaps itself or lets another do so (border rule)"
@@ -202,6 +204,7 @@ class _Admission:
         for character, symbols in zip(characters, self.vocabulary.split(characters), strict=True):
             symbols = encode(symbols, self.vocabulary.ranks)
             joined = "".join(symbols)
+            # From the left: each step is then two tokens, the step before and the next symbol.
             steps = ["".join(symbols[:end]) for end in range(2, len(symbols) + 1)] or [joined]
             if joined in self.vocabulary.pieces and len(symbols) == 1:
                 if character in wanted:
@@ -277,6 +280,7 @@ class _Admission:
         while self.popular and found is None:
             count, key = heapq.heappop(self.popular)
             waiters = len(self.waiters.get(key, ()))
+            # A stale entry goes back with its true count: counts change far more often than one is asked for.
             if waiters and waiters != -count:
                 heapq.heappush(self.popular, (-waiters, key))
             elif waiters and not self.objection(key):
@@ -289,10 +293,8 @@ class _Admission:
         return found
 
     def _is_two_tokens(self, key: str) -> bool:
-        """Whether the key is a text that the base takes as one word, and two tokens now.
-
-        Neighbours can share the bytes of a character, or be apart to the pre-tokenizer once nothing else is near.
-        """
+        """Whether the key is a text that the base takes as one word, and two tokens now."""
+        # Neighbours can share a character's bytes, or be apart to the pre-tokenizer with nothing else near.
         text = self.vocabulary.text(key)
         split = self.vocabulary.split([text])[0] if text else []
         return len(encode(split, self.vocabulary.ranks)) == 2

@@ -38,6 +38,7 @@ LETTER_RANGES = (
 def _without(ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     kept = list(ranges)
     for low, high in others:
+        # What is left of a range on both sides of the hole; a part that ends before it begins is none.
         parts = [((first, min(last, low - 1)), (max(first, high + 1), last)) for first, last in kept]
         kept = [part for pair in parts for part in dict.fromkeys(pair) if part[0] <= part[1]]
     return kept
@@ -56,13 +57,16 @@ def is_cjk(text: str) -> bool:
 
 def only_cjk_continues(raw: bytes) -> bool:
     """Whether `raw` begins one UTF-8 character, is shorter than it, and every character it begins is CJK."""
+    # The lead byte of UTF-8 says how many bytes its character has; 0xC0 and 0xC1 lead none.
     length = 4 if raw[0] >= 0xF0 else 3 if raw[0] >= 0xE0 else 2 if raw[0] >= 0xC2 else 1
     if len(raw) >= length or any(not 0x80 <= byte <= 0xBF for byte in raw[1:]):
         return False
+    # The bits of the character's number: the lead byte's behind its mark, six of each byte that goes on.
     value = raw[0] & (0xFF >> (length + 1))
     for byte in raw[1:]:
         value = value << 6 | byte & 0x3F
     missing = 6 * (length - len(raw))
+    # All numbers that begin with these bits; ranges that only meet in them do not hold them whole.
     first, last = value << missing, (value + 1 << missing) - 1
     return any(low <= first and last <= high for low, high in CJK_RANGES)
 
@@ -72,12 +76,15 @@ def is_chinese(raw: bytes) -> bool:
     text = raw.decode(errors="ignore")
     if text or not raw:
         return CJK_RUN.search(text) is not None
+    # Alone, a byte that goes on is most likely a Chinese character's; E3 to E9 lead U+3000 to U+9FFF.
     return 0x80 <= raw[0] <= 0xBF or 0xE3 <= raw[0] <= 0xE9
 
 
 @cache
 def byte_letters() -> dict[int, str]:
     """GPT-2's spelling of the 256 bytes: the letter that stands for each in a byte-level vocabulary."""
+    # Printable bytes spell themselves, the others are letters from U+0100 on: no key holds a space or a
+    # control.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     letters = {byte: chr(byte) for byte in plain}

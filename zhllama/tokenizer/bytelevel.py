@@ -21,6 +21,7 @@ class ByteLevelVocabulary:
     def __init__(self, fast: Tokenizer) -> None:
         self._fast = fast
         self.pieces = set(fast.get_vocab(with_added_tokens=False))
+        # The base applies its own merges, in `split`: only new pieces are ranked here.
         self.ranks: dict[str, float] = {}
         self.next_rank = 0.0
 
@@ -34,6 +35,7 @@ class ByteLevelVocabulary:
             whole = spell(text)
             words = [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
             tokens = encoding.tokens
+            # A pre-tokenizer that cuts the text, or a normaliser that changes it, leaves it no single token.
             found.append(tokens if words == [whole] and "".join(tokens) == whole else [])
         return found
 
@@ -58,8 +60,10 @@ def extend(state: dict[str, Any], keys: Sequence[str], specials: Sequence[str]) 
     vocabulary: dict[str, int] = model["vocab"] | {
         token["content"]: token["id"] for token in state["added_tokens"]
     }
+    # Behind all ids, those of added tokens too: rows of the base's embedding never move.
     last = max(vocabulary.values())
     vocabulary |= {key: last + 1 + place for place, key in enumerate(keys)}
+    # In rank order, and every split of each: whichever two neighbours text brings forth are merged.
     pairs = [
         (key[:cut], key[cut:])
         for key in keys
@@ -69,6 +73,7 @@ def extend(state: dict[str, Any], keys: Sequence[str], specials: Sequence[str]) 
     joined = bool(model["merges"]) and isinstance(
         model["merges"][0], str
     )  # tokenizers before 0.20 wrote "a b"
+    # Behind the base's merges, so that no pair of the base's loses its turn to a new one.
     merges = model["merges"] + [f"{a} {b}" if joined else [a, b] for a, b in pairs]
     first = last + 1 + len(keys)
     added = [special_token(token, first + place) for place, token in enumerate(specials)]

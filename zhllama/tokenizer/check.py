@@ -15,6 +15,7 @@ from zhllama.tokenizer.alphabet import is_cjk, unspell
 from zhllama.tokenizer.fuzz import mixed_texts, plain_texts
 from zhllama.tokenizer.load import Loaded, load, read_proto
 
+# Of each kind. All gates together take 8 s for 20,000 pieces (benchmarks/results/tokenizer.md).
 TEXTS = 2000
 
 
@@ -28,7 +29,10 @@ def run(directory: Path, base: Loaded, keys: Sequence[str], strict: bool) -> dic
         UserError: the first failure, when `strict`.
     """
     fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    # A base's tokenizer.json may order merges by id, as transformers' own conversion does: the tokens to keep
+    # are those that its .model gives.
     original = base.fast if base.proto is None else write.sentencepiece_tokenizer(base.proto)
+    # A byte-level key may be the beginning of a character: without a text there is nothing to reach it by.
     texts = [key if base.proto is not None else unspell(key).decode(errors="ignore") for key in keys]
     whole = [
         (key, text)
@@ -36,7 +40,9 @@ def run(directory: Path, base: Loaded, keys: Sequence[str], strict: bool) -> dic
         if base.proto is not None or _spelt(key, text)
     ]
     plain = plain_texts(TEXTS)
+    # Made of the very pieces that were added.
     mixed = mixed_texts([text for _, text in whole], TEXTS)
+    # Iterators: a strict check ends at the first complaint, and nothing behind that is computed.
     found = {
         "base": base_changes(fast, directory, base),
         "unreachable": unreachable(fast, whole),
@@ -52,6 +58,8 @@ def run(directory: Path, base: Loaded, keys: Sequence[str], strict: bool) -> dic
     if strict and llamacpp.is_available() and llamacpp.knows(base):
         found["llamacpp"] = llamacpp_differences(directory, fast, whole, plain + mixed)
     if strict:
+        # A few: AutoTokenizer loads the same file into the same library, and only what it changes on the way
+        # can differ.
         found["transformers"] = transformers_differences(directory, fast, plain[:200] + mixed[:200])
     counts = {"pieces": len(whole), "texts": len(plain), "mixed": len(mixed)}
     for name, complaints in found.items():
@@ -77,6 +85,7 @@ def base_changes(fast: Tokenizer, directory: Path, base: Loaded) -> Iterator[str
 
 def unreachable(fast: Tokenizer, whole: Sequence[tuple[str, str]]) -> Iterator[str]:
     """Added pieces that `tokenizers` does not give for their own text."""
+    # A copy, because the checks behind this one need the normaliser.
     bare = Tokenizer.from_str(fast.to_str())
     if _is_sentencepiece(fast):
         bare.normalizer = normalizers.Replace(" ", write.SPACE)  # no space in front of the piece
@@ -107,6 +116,7 @@ def changed_plain(original: Tokenizer, fast: Tokenizer, texts: list[str]) -> Ite
 
 def changed_mixed(original: Tokenizer, fast: Tokenizer, texts: list[str]) -> Iterator[str]:
     """Mixed texts whose tokens outside the Chinese are not the base's."""
+    # Not `encode_batch_fast`: its offsets are all 0.
     before = original.encode_batch(texts, add_special_tokens=False)
     after = fast.encode_batch(texts, add_special_tokens=False)
     for text, left, right in zip(texts, before, after, strict=True):
@@ -124,6 +134,7 @@ def undecodable(fast: Tokenizer, texts: list[str]) -> Iterator[str]:
     """Texts that do not come back from their ids."""
     change: Callable[[str], str] = str
     if not _is_sentencepiece(fast) and fast.normalizer is not None:
+        # Qwen's has NFC: what comes back then is the text in that form.
         change = fast.normalizer.normalize_str
     encodings = fast.encode_batch_fast(texts, add_special_tokens=False)
     decoded = fast.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)
@@ -147,6 +158,7 @@ def llamacpp_differences(
 ) -> Iterator[str]:
     """Added pieces that llama.cpp does not give for their own text, and texts to which it gives other ids."""
     written = load(directory / "tokenizer.json")  # its run.json has no result yet
+    # Without the space in front, as a piece stands inside a sentence.
     with llamacpp.opened(written, prefix=False) as runtime:
         for (key, text), ids in zip(whole, runtime.encode([text for _, text in whole]), strict=True):
             if ids != [fast.token_to_id(key)]:

@@ -16,6 +16,7 @@ from zhllama.tokenizer.load import Loaded
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Each point of a growth curve encodes all of them again.
 CURVE_CHARACTERS = 300_000
 Curve = tuple[list[float], list[float]]
 
@@ -33,6 +34,7 @@ def draw_curves(loaded: dict[str, Loaded], lines: list[str]) -> dict[str, dict[s
         return {}
     first, *others = loaded
     base = loaded[first].fast.get_vocab_size()
+    # Only there do ids behind the base's mean added pieces, the best ranked first.
     extended = [name for name in others if _extends(loaded[name].fast, loaded[first].fast)]
     return {
         "growth": {name: growth(loaded[name].fast, base, chinese) for name in extended},
@@ -53,8 +55,10 @@ def coverage(fast: Tokenizer, lines: list[str], points: int = 200) -> tuple[list
     for encoding in fast.encode_batch_fast(lines, add_special_tokens=False):
         counts.update(encoding.ids)
     total = max(counts.total(), 1)
+    # Counts are sorted, so the curve is concave and has one knee.
     reached = list(accumulate(count for _, count in counts.most_common()))
     step = max(len(reached) // points, 1)
+    # The last one too, where the curve is 1.
     places = sorted({*range(0, len(reached), step), len(reached) - 1})
     return [place + 1.0 for place in places if reached], [
         reached[place] / total for place in places if reached
@@ -67,12 +71,15 @@ def growth(fast: Tokenizer, first: int, lines: list[str], points: int = 8) -> tu
     added = {token["id"] for token in state["added_tokens"]}
     vocabulary: dict[str, int] = state["model"]["vocab"]
     new = sorted(index for index in vocabulary.values() if index >= first and index not in added)
+    # Marks behind the base's ids, and a template that may name them, have no place in a smaller vocabulary.
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < first]
     state["post_processor"] = None
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in state["model"]["merges"]]
     sizes = sorted({len(new) * point // points for point in range(points + 1)})
     densities = []
     for size in sizes:
+        # Ids go by rank, and a piece is made of earlier ones: the first so many are a vocabulary by
+        # themselves.
         kept = set(new[:size])
         pieces = {piece: index for piece, index in vocabulary.items() if index < first or index in kept}
         pairs = [
@@ -89,6 +96,7 @@ def knee(x: list[float], y: list[float]) -> tuple[float, float] | None:
     """Where a rising curve turns: the point farthest above the line between its ends (Kneedle, Satopää 2011)."""
     if len(x) < 3 or x[-1] == x[0] or y[-1] == y[0]:
         return None
+    # Both axes from 0 to 1: the point must not depend on their units.
     heights = [
         (above - y[0]) / (y[-1] - y[0]) - (along - x[0]) / (x[-1] - x[0])
         for along, above in zip(x, y, strict=True)

@@ -12,7 +12,9 @@ _WORDS = (
     "— – … “quoted” ‘single’ · • × ÷ € £ ° № ™ ½ ² α β ∑ √ ≤ → ■ ● ★ "
     "😀 👍🏽 👨‍👩‍👧 🇨🇳 ❤️ ✔️ \ufe0f \u200b \u00a0 e\u0301 \u2028 \ufffd 𝒳 𐍈 \u0301 \u0308\u0323 \u20e3"
 )
+# At spaces alone: `split()` would also cut at U+00A0 and U+2028, which are to be tried.
 WORDS = _WORDS.split(" ")
+# LLaMA's pieces of two spaces and more share one score, -1e9: the only ties among its pieces.
 SPACES = (" ", " ", " ", "  ", "   ", "\n", "\n\n", "\t", " \n ", "\r\n", " " * 7, " " * 19)
 # Characters that few vocabularies have: Han extensions, compatibility forms, wide space, kana, bopomofo.
 RARE = "𠮷𫝀𪚥㐂豈　〇々ヶーㄅㄆﾊ！（）％Ａ１～︰\u3099\u302a"
@@ -50,6 +52,8 @@ def _mixed_parts(source: random.Random, pieces: Sequence[str], count: int) -> li
         kind = source.random()
         if pieces and kind < 0.6:
             piece = source.choice(pieces)
+            # Halves bring rests that old and new pieces compete for; twice the same lets a piece overlap
+            # itself.
             cut = source.randrange(len(piece))
             parts.append(source.choice((piece, piece, piece[cut:], piece[:cut], piece * 2)))
         elif kind < 0.65:

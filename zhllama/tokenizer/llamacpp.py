@@ -21,6 +21,8 @@ from zhllama.tokenizer.load import Loaded
 WHEELS = ("xllamacpp", "gguf")  # llama.cpp with its server, its file format; optional, the tests have them
 # What a byte-level pre-tokenizer's settings contain -> llama.cpp's name for it. Its converter finds the name by
 # hashing the tokens of a probe text with Chinese in it, and every Chinese extension changes that hash.
+# The first that fits: Llama-3 takes up to three digits together, Qwen each alone, SmolLM2 has a step of its
+# own for them, and GPT-2's pattern knows none of that.
 PRE_TOKENIZERS = (
     (re.compile(r"\{1,3\}"), "llama-bpe"),
     (re.compile(r"\\p\{N\}\|"), "qwen2"),
@@ -117,6 +119,7 @@ def _add_model(writer: Any, tokens: int) -> None:
     shapes = {"token_embd": (tokens, WIDTH), "output_norm": (WIDTH,)}
     shapes |= {f"blk.0.{name}": shape for name, shape in LAYER.items()}
     for name, shape in shapes.items():
+        # Vectors stay float32, as llama.cpp's converter writes them.
         writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32 if len(shape) == 1 else np.float16))
 
 
@@ -124,9 +127,11 @@ def _bytelevel_tokens(loaded: Loaded) -> tuple[list[str], list[int]]:
     names = {index: token for token, index in loaded.fast.get_vocab(with_added_tokens=True).items()}
     added = loaded.fast.get_added_tokens_decoder()
     tokens, types = [], []
+    # GGUF lists tokens by id without gaps: an id without a token gets a name that no text matches.
     for index in range(max(names) + 1):
         tokens.append(names.get(index, f"<gap_{index}>"))
         kind = write.CONTROL if index not in names or (index in added and added[index].special) else NORMAL
+        # llama.cpp finds a user-defined token in text as `tokenizers` does; a normal one only by merges.
         types.append(write.USER_DEFINED if kind == NORMAL and index in added else kind)
     return tokens, types
 
@@ -141,6 +146,7 @@ class LlamaCpp:
         parameters.model.path = str(path)
         parameters.port = 0  # any that is free
         parameters.n_ctx = CONTEXT
+        # Nothing is generated: no second slot or thread, no trial run, no search for what fits in memory.
         parameters.n_parallel = parameters.n_threads_http = parameters.cpuparams.n_threads = 1
         parameters.warmup = parameters.fit_params = False
         parameters.verbosity = -1  # it tells every key of a file otherwise
@@ -153,6 +159,7 @@ class LlamaCpp:
     def encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids of each text, without BOS; the names of special tokens are text unless `special`."""
         found = []
+        # One connection for all: a check asks for the ids of every piece and of thousands of texts.
         with closing(HTTPConnection(self.address)) as connection:
             for text in texts:
                 asked = {"content": text, "add_special": False, "parse_special": special}

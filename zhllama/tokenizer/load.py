@@ -82,18 +82,21 @@ class Loaded:
         """
         inner = Tokenizer.from_str(self.fast.to_str())
         if self.kind == "sentencepiece":
+            # Without the step that puts a space in front.
             inner.normalizer = normalizers.Replace(" ", write.SPACE)
 
         def encode(raw: bytes) -> list[int]:
             try:
                 return list(inner.encode(raw.decode(), add_special_tokens=False).ids)
             except UnicodeDecodeError:
+                # Only byte-level vocabularies have beginnings of characters, and one letter for each byte.
                 return [self.id_of(letter) for letter in spell_bytes(raw)]
 
         return encode
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text alone: no BOS, and the names of special tokens are text like any other."""
+        # A switch of the whole tokenizer, which others encode with: it is set back at once.
         self.fast.encode_special_tokens = True
         ids = list(self.fast.encode(text, add_special_tokens=False).ids)
         self.fast.encode_special_tokens = False
@@ -109,6 +112,7 @@ class Loaded:
 
     def start_id(self) -> int:
         """What a document begins with when every token of it is to be predicted: BOS where added, else EOS."""
+        # Of no text there is only what the post-processor adds.
         added = self.fast.encode("").ids
         return added[0] if added else self.eos_id()
 
@@ -140,8 +144,10 @@ def load_opened(opened: Opened) -> Loaded:
     directory = source if source.is_dir() else source.parent
     json_file = source if source.suffix == ".json" else directory / "tokenizer.json"
     model_file = source if source.suffix == ".model" else directory / "tokenizer.model"
+    # A .model named by itself is read alone: what lies beside it may be another tokenizer's.
     bare = source.suffix == ".model"
     settings = {} if bare else write.read_json(directory / "tokenizer_config.json")
+    # tokenizer.json goes first, for it is what everybody loads; the .model adds scores and kinds of pieces.
     if json_file.is_file() and not bare:
         fast, kind = _read_fast(json_file, flag)
         proto = read_proto(model_file, flag) if kind == "sentencepiece" and model_file.is_file() else None
@@ -155,6 +161,7 @@ def load_opened(opened: Opened) -> Loaded:
         kind, file = "sentencepiece", model_file
         proto = read_proto(model_file, flag)
         if not bare:
+            # Where transformers' slow tokenizers keep what was added to a model.
             added_ids = write.read_json(directory / "added_tokens.json")
             write.append_specials(proto, {index: (content, True) for content, index in added_ids.items()})
         fast = write.sentencepiece_tokenizer(
@@ -174,6 +181,7 @@ def read_proto(path: Path, flag: str) -> Any:
         proto.ParseFromString(path.read_bytes())
     except DecodeError as problem:
         raise UserError(f"{flag} {path}: not a SentencePiece model, or cut short; copy it again") from problem
+    # Protobuf takes many a wrong or half a file for a message: one without these is no model.
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
         raise UserError(
             f"{flag} {path}: not a SentencePiece model, or cut short (no pieces or settings inside)"
@@ -188,10 +196,12 @@ def require_bpe(loaded: Loaded, flag: str) -> None:
     if loaded.kind == "bytelevel" and model == "BPE":
         return
     proto = loaded.proto
+    # Scores and kinds of pieces stand in the .model alone: without it no rank is known to be the lowest.
     if proto is None and model == "BPE":
         raise UserError(
             f"{where}: a SentencePiece BPE, but no tokenizer.model lies next to it; copy the model's there"
         )
+    # TrainerSpec.ModelType; 2 is BPE.
     kind = {1: "unigram", 3: "word", 4: "character"}.get(proto.trainer_spec.model_type) if proto else model
     if kind or model != "BPE":
         raise UserError(
@@ -199,12 +209,14 @@ def require_bpe(loaded: Loaded, flag: str) -> None:
         )
     assert proto is not None
     spec = proto.normalizer_spec
+    # A piece is admitted as it is written: where the normaliser changes its text, it could never be reached.
     if spec.precompiled_charsmap or spec.remove_extra_whitespaces:
         raise UserError(f"{where}: its normaliser changes text ({spec.name}); a base with identity is needed")
     if not proto.trainer_spec.byte_fallback:
         raise UserError(
             f"{where}: it has no byte pieces, so not every text can be encoded; choose a base that has"
         )
+    # Some bases ship two files that disagree. Extending one would silently give up how the other reads text.
     for index, piece in enumerate(proto.pieces):
         token = loaded.fast.id_to_token(index)
         if token != piece.piece:
@@ -227,6 +239,7 @@ def _read_fast(path: Path, flag: str) -> tuple[Tokenizer, Literal["sentencepiece
         raise UserError(f"{flag} {path}: not valid JSON ({problem}); copy it again") from problem
     if not isinstance(state, dict) or "model" not in state:
         raise UserError(f"{flag} {path}: not a tokenizer.json (no model inside)")
+    # SentencePiece's conversions name no ByteLevel step, neither where text is split nor where it is decoded.
     parts = json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
     return Tokenizer.from_str(text), "bytelevel" if '"ByteLevel"' in parts else "sentencepiece"
 
@@ -243,9 +256,11 @@ def _role(role: str, settings: dict[str, Any], directory: Path, bare: bool, prot
     name = f"{role}_token"
     value = settings.get(name)
     if value is None and not bare:
+        # Older transformers named them there, or as an object with the text inside.
         value = write.read_json(directory / "special_tokens_map.json").get(name)
     if isinstance(value, dict):
         value = value.get("content")
+    # Only where no settings speak: those that name no pad token mean that there is none.
     if value is None and proto is not None and not settings:
         value = write.special_piece(proto, role)
     return value
@@ -253,6 +268,7 @@ def _role(role: str, settings: dict[str, Any], directory: Path, bare: bool, prot
 
 def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
+    # The file wins over the settings, as in transformers.
     if file.is_file():
         return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")

@@ -83,6 +83,7 @@ def measure(loaded: Loaded, first: Tokenizer, texts: Texts, width: tuple[int, in
     for name, lines in texts.lines.items():
         begun = time.perf_counter()
         encodings = fast.encode_batch_fast(lines, add_special_tokens=False)
+        # Encoding alone; the counting below is not the tokenizer's time.
         seconds += time.perf_counter() - begun
         sums = [0, 0, 0]
         for line, encoding in zip(lines, encodings, strict=True):
@@ -100,6 +101,7 @@ def measure(loaded: Loaded, first: Tokenizer, texts: Texts, width: tuple[int, in
         result.language_bytes_per_token[kind] = _ratio(bytes_, tokens)
     result.vocabulary = fast.get_vocab_size(with_added_tokens=True)
     result.embedding_megabytes = result.vocabulary * width[0] * width[1] * 2 / 1e6
+    # Those that stand for text: special and padding rows are not there to be seen in it.
     pieces = token_bytes(fast).nonzero()[0].tolist()
     result.rare = sum(counts[index] < texts.rare for index in pieces)
     result.rare_share = result.rare / max(len(pieces), 1)
@@ -109,6 +111,7 @@ def measure(loaded: Loaded, first: Tokenizer, texts: Texts, width: tuple[int, in
     result.megabytes_per_second = size / 1e6 / max(seconds, 1e-9)
     lines, cut = texts.words
     if cut:
+        # With offsets, which `encode_batch_fast` lacks. Words are counted in CJK runs, so tokens there alone.
         encoded = zip(lines, fast.encode_batch(lines, add_special_tokens=False), strict=True)
         inside = sum(len(encoding.ids) - len(outside_cjk(line, encoding)) for line, encoding in encoded)
         result.tokens_per_word = inside / cut
@@ -131,6 +134,7 @@ def chinese_words(lines: list[str]) -> tuple[list[str], int]:
     """Lines with Chinese, up to what jieba cuts quickly, and how many jieba words their CJK runs are."""
     import jieba
 
+    # Or it tells on the terminal where its dictionary and cache lie.
     jieba.setLogLevel("WARNING")
     taken: list[str] = []
     words, left = 0, JIEBA_CHARACTERS
@@ -138,6 +142,7 @@ def chinese_words(lines: list[str]) -> tuple[list[str], int]:
         if left <= 0:
             break
         taken.append(line)
+        # Run by run, for jieba counts marks and Latin words as words too.
         words += sum(len(jieba.lcut(run)) for run in CJK_RUN.findall(line))
         left -= len(line)
     return taken, words
@@ -149,16 +154,20 @@ def unreachable(loaded: Loaded) -> list[str]:
     if loaded.kind == "sentencepiece":
         steps: list[Any] = [normalizers.Replace(" ", write.SPACE)]
         spec = loaded.proto.normalizer_spec if loaded.proto is not None else None
+        # A vocabulary trained on NFKC text is judged by the text that it sees.
         if spec is not None and spec.precompiled_charsmap:
             steps.insert(0, normalizers.Precompiled(spec.precompiled_charsmap))
         fast.normalizer = normalizers.Sequence(steps)
     added = fast.get_added_tokens_decoder()
     texts: dict[int, str] = {}
+    # An added token is found as a whole, whatever its merges would give.
     for index in set(fast.get_vocab().values()) - set(added):
         try:
             text = loaded.piece_bytes(index).decode()
+        # The beginning of a character, or a token that no bytes spell.
         except (UnicodeDecodeError, KeyError):
             continue
+        # ▁中国 is Chinese too; it stands for a space and two characters.
         if is_cjk(text.lstrip(" ")):
             texts[index] = text
     encodings = fast.encode_batch_fast(list(texts.values()), add_special_tokens=False)
@@ -180,6 +189,7 @@ def disagreements(loaded: Loaded, lines: list[str]) -> dict[str, int | None]:
     if loaded.proto is not None:
         model = loaded.proto.SerializeToString()
         found["SentencePiece"] = count(sentencepiece.SentencePieceProcessor(model_proto=model).encode(lines))
+    # Without a tokenizer.json transformers converts the .model by its own rules: no file that both read.
     if (loaded.directory / "tokenizer_config.json").is_file() and loaded.file.name == "tokenizer.json":
         from transformers import AutoTokenizer
 
@@ -194,8 +204,10 @@ def disagreements(loaded: Loaded, lines: list[str]) -> dict[str, int | None]:
 def drift(fast: Tokenizer, first: Tokenizer, lines: list[str]) -> float | None:
     """Share of the lines without CJK whose tokens differ; None without such lines, or with other base ids."""
     ids = range(first.get_vocab_size())
+    # A tokenizer of another family cuts everything its own way, which is no drift.
     if sum(first.id_to_token(index) == fast.id_to_token(index) for index in ids) < SAME_BASE * len(ids):
         return None
+    # In other lines new pieces are meant to change tokens.
     plain = [line for line in lines if not CJK_RUN.search(line)]
     before = first.encode_batch_fast(plain, add_special_tokens=False)
     after = fast.encode_batch_fast(plain, add_special_tokens=False)

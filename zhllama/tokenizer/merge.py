@@ -20,6 +20,7 @@ from zhllama.tokenizer.load import Loaded, load, read_proto, require_bpe
 from zhllama.tokenizer.pieces import PieceList, read_pieces
 from zhllama.tokenizer.template import MARKS, WRITE_BOS, Template, check_marks, reply_end, shipped
 
+# Chinese-LLaMA's 49,953 pieces and a pad are 2 x 24,977 rows, which four ranks cannot share.
 ROWS_MULTIPLE = 64  # rows that tensor parallelism and tensor cores divide evenly
 
 
@@ -60,6 +61,7 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
     """
     base = load(config.base, "--base")
     require_bpe(base, "--base")
+    # A byte-level vocabulary has merges and no scores, so nothing to be 0.
     if config.policy == "union" and base.kind == "bytelevel":
         raise UserError("--policy union: only for SentencePiece bases; use lossless for byte-level ones")
     source = read_pieces(config.chinese)
@@ -75,6 +77,7 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
             admitted, fast, proto = extend_base(base, source.pieces, specials.new)
             if not admitted.keys:
                 raise UserError(f"--chinese {config.chinese}: no piece to add: {_reasons(admitted, source)}")
+        # Checked as files, inside `create`: a guarantee that fails here leaves no directory behind.
         write.write_directory(artifact.path, fast, proto, specials.settings, specials.template)
         say(f"checking {len(admitted.keys):,} new pieces in the written files")
         measured = check.run(artifact.path, base, admitted.keys, strict=config.policy == "lossless")
@@ -85,8 +88,10 @@ def merge_tokenizer(config: MergeTokenizerConfig) -> None:
             "vocabulary": total,
             "added": len(admitted.keys),
             "specials": specials.new,
+            # Rounded up; nothing is ever encoded as the rows behind the vocabulary.
             "rows": -(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE,
             "first_new": fast.token_to_id((admitted.keys + specials.new)[0]),
+            # resize-embeddings refuses a model that has another tokenizer than this base.
             "base_tokenizer_fingerprint": base.fingerprint,
         }
         write_json(artifact.path / "report.json", _report(artifact.result, admitted, source, measured))
@@ -124,6 +129,7 @@ def build(base: Loaded, keys: list[str], specials: list[str]) -> tuple[Tokenizer
     if base.kind == "bytelevel":
         return tokenizer_of(extend(json.loads(base.fast.to_str()), keys, specials)), None
     proto: Any = copy.deepcopy(base.proto)
+    # Scores are ranks with the sign turned, below every base piece that a text with Chinese can bring forth.
     write.append_pieces(proto, keys, -SentencePieceVocabulary(base.proto).next_rank)
     return _with_specials(base, proto, specials), proto
 
@@ -132,6 +138,7 @@ def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
     """Which special tokens to add, and the settings and template that name them."""
     known = set(base.fast.get_vocab(with_added_tokens=True))
     marks = MARKS.get(config.template, [])
+    # The EOS is what ends a reply of this template: training learns it, and generation stops at it.
     eos = marks[-1] if marks else _kept_end(config, base)
     if config.template in WRITE_BOS and not base.bos:
         raise UserError(
@@ -142,6 +149,7 @@ def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
             f"--base {config.base}: it names no EOS token; add eos_token to its tokenizer_config.json"
         )
     wanted = [*marks, *config.special]
+    # With EOS for a pad, trainers that mask padding mask the end of every reply too: the model never stops.
     pad = base.pad if base.pad not in (None, eos, base.eos, base.unk) else None
     if config.policy == "lossless" and pad is None:
         pad = config.pad
@@ -149,20 +157,25 @@ def plan_specials(config: MergeTokenizerConfig, base: Loaded) -> Specials:
             raise UserError(
                 f"--pad {pad}: it is the EOS or unknown token, which padding would hide; choose another"
             )
+        # Now or never: after the merge nothing changes the vocabulary.
         wanted.append(pad)
     if blank := [token for token in wanted if not token.strip()]:
         raise UserError(f"--special {blank[0]!r}: a special token needs a visible character")
     roles = {"bos": base.bos, "eos": eos, "pad": pad, "unk": base.unk}
     settings: dict[str, Any] = {
+        # transformers' class for LLaMA drops a leading space, and this one reads tokenizer.json as it stands.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": token for role, token in roles.items() if token},
+        # True would take the space before a mark away, and text would not come back from its ids.
         "clean_up_tokenization_spaces": False,
         **{key: base.settings[key] for key in ("model_max_length", "padding_side") if key in base.settings},
     }
     template = _template(config, base)
     tokens = base.special_tokens() | set(wanted)
     named = {key: value for key, value in settings.items() if key.endswith("_token")}
+    # Before anything is written: what is missing here cannot be added later.
     check_marks(template, named, tokens, f"--template {config.template}")
+    # A mark that the base has keeps its id and its trained row.
     new = [token for token in dict.fromkeys(wanted) if token not in known]
     return Specials(new, settings, template)
 
@@ -183,6 +196,7 @@ def _kept_end(config: MergeTokenizerConfig, base: Loaded) -> str | None:
 
 
 def _with_specials(base: Loaded, proto: Any, specials: list[str]) -> Tokenizer:
+    # Control pieces: SentencePiece gives their ids for no text, only to whoever asks by name.
     first = len(proto.pieces)
     write.append_specials(proto, {first + place: (token, True) for place, token in enumerate(specials)})
     settings = base.settings
@@ -199,6 +213,7 @@ def _union(base: Loaded, source: Path, specials: list[str]) -> tuple[list[str], 
     known = {piece.piece for piece in proto.pieces}
     keys = [piece.piece for piece in read_proto(source, "--chinese").pieces if piece.piece not in known]
     for key in keys:
+        # Equal, and above every score of LLaMA's own: so pieces cut each other, and English words, apart.
         proto.pieces.add(piece=key, score=0.0)
     return keys, (_with_specials(base, proto, specials), proto)
 

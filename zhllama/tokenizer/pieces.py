@@ -41,15 +41,18 @@ def read_pieces(path: str | Path, flag: str = "--chinese") -> PieceList:
     if file.suffix == ".model":
         proto = read_proto(file, flag)
         spec = proto.normalizer_spec
+        # Without the space mark, which is no CJK: a piece with it could only be refused.
         words = (piece.piece.lstrip(write.SPACE) for piece in proto.pieces if piece.type == NORMAL)
         return PieceList(file, *_clean(words), spec.name if spec.precompiled_charsmap else None)
     try:
+        # Editors on Windows begin a file with a mark that would be part of its first word.
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as problem:
         raise UserError(
             f"{flag} {path}: not UTF-8 at byte {problem.start:,}; if it is GBK, convert it: iconv -f GB18030 -t UTF-8"
         ) from problem
     # A jieba dictionary has frequency and tag behind the word.
+    # Not `splitlines`, which also cuts at form feeds and the like: such an entry is dropped, and counted.
     entries = [] if not text else text.removesuffix("\n").split("\n")
     lines = (line.strip("\r ").split(" ")[0].split("\t")[0] for line in entries)
     return PieceList(file, *_clean(lines))
@@ -69,6 +72,7 @@ def _clean(words: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     for word in words:
         if not word.strip():
             dropped["empty"] += 1
+        # Invisible: such a word looks like another that it is not.
         elif any(unicodedata.category(character) in ("Cc", "Cf", "Cs") for character in word):
             dropped["control characters"] += 1
         elif word in kept:

@@ -44,7 +44,7 @@ class TokenizerReportConfig:
     output: str
     """Directory for report.json and report.html."""
     hidden: int | None = None
-    """Width of the model, for the size of its embedding; the config.json beside a tokenizer says it otherwise."""
+    """Width of the model, for the size of its embedding; without it the config.json beside a tokenizer says it."""
     rare: int = 5
     """Pieces seen fewer times than this on all texts count as rare: their rows would hardly be trained."""
 
@@ -75,6 +75,7 @@ def tokenizer_report(config: TokenizerReportConfig) -> None:
         files[name], lines[name] = file, read_lines(file)
     inputs = files | {name: tokenizer.file for name, tokenizer in loaded.items()}
     with create(config.output, "report", "tokenizer-report", config, inputs) as artifact:
+        # The one to beat: drift, the model's width and the gain are measured from it.
         first = next(iter(loaded.values()))
         everything = [line for own in lines.values() for line in own]
         texts = Texts(lines, chinese_words(everything), config.rare)
@@ -121,6 +122,7 @@ def model_width(loaded: Loaded, first: Loaded, hidden: int | None) -> tuple[int,
     """
     settings = _model_settings(loaded) or _model_settings(first)
     width = hidden or settings.get("hidden_size") or MODEL_WIDTH
+    # Tied is transformers' default, so a config.json that does not mention it means that.
     return int(width), 1 if settings.get("tie_word_embeddings", True) else 2
 
 
@@ -132,6 +134,7 @@ def judge(measured: dict[str, Measured], texts: dict[str, list[str]]) -> str:
         return (
             f"Do not extend: {share:.0%} of these characters are Chinese, too few for new pieces to be used."
         )
+    # Chinese texts alone: an extension cannot shorten the others, which would water the gain down.
     totals = {name: sum(values.tokens[text] for text in chinese) for name, values in measured.items()}
     characters = sum(len(line) for text in chinese for line in texts[text])
     first, *others = totals
@@ -157,7 +160,9 @@ def _named_tokenizers(paths: list[str]) -> dict[str, Loaded]:
     if repeated := [path for path, count in Counter(paths).items() if count > 1]:
         raise UserError(f"--tokenizer {repeated[0]}: given twice")
     return {
-        path if names.count(name) > 1 else name: load(path) for name, path in zip(names, paths, strict=True)
+        # Two models in folders of one name are told apart by their paths.
+        path if names.count(name) > 1 else name: load(path)
+        for name, path in zip(names, paths, strict=True)
     }
 
 
@@ -168,6 +173,7 @@ def _table(
     rows: list[list[object]] = []
 
     def add(label: str, values: list[object]) -> None:
+        # A row in which no tokenizer has a figure says nothing.
         if any(value is not None for value in values):
             rows.append([label, *values])
 
@@ -254,6 +260,7 @@ def sample_sentences(texts: dict[str, list[str]], most: int = 4) -> list[str]:
     chosen = []
     for lines in texts.values():
         chinese = [line for line in lines if HAN.search(line)]
+        # A title shows little of how sentences are cut.
         chosen += [line[:60] for line in chinese if len(line) >= 20][:1] or [
             line[:60] for line in chinese[:1]
         ]

@@ -26,6 +26,8 @@ LEANING = "，、；（《〈「『【〔"
 _LETTERS = f"[{LETTER_CLASS}]{{1,{LONGEST_RUN}}}"
 _MARKS = f"[{MARK_CLASS}]{{1,{LONGEST_RUN}}}"
 APART = re.compile(f"{_LETTERS}|{_MARKS}")
+# Runs of letters, with the mark that leans on them; marks up to one that leans (as few as that takes, `?`);
+# and other marks.
 LEAN = re.compile(f"[{LEANING}]?{_LETTERS}|{_MARKS}?(?=[{LEANING}][{LETTER_CLASS}])|{_MARKS}")
 
 
@@ -59,10 +61,13 @@ def draw_samples(
             draw_sample(name, documents, int(megabytes * 1_000_000 * share), seed)
             for (name, documents), share in zip(corpora.items(), shares, strict=True)
         ]
+        # By what was drawn, since a small corpus does not fill its share of the memory.
         sizes = [sum(map(len, sample.lines)) for sample in samples]
         wanted = [share / max(size, 1) for share, size in zip(shares, sizes, strict=True)]
         samples = [
-            replace(sample, weight=want / min(wanted)) for sample, want in zip(samples, wanted, strict=True)
+            # At least 1: no run is rounded away.
+            replace(sample, weight=want / min(wanted))
+            for sample, want in zip(samples, wanted, strict=True)
         ]
     if not any(HAN.search(line) for sample in samples for line in sample.lines):
         raise UserError(
@@ -81,12 +86,15 @@ def draw_sample(name: str, documents: Iterable[str], limit: int, seed: int) -> C
     kept: list[tuple[float, str]] = []
     for document in track(documents, "reading the corpus"):
         count += 1
+        # Drawn for each, kept or not: a document's number depends on its place alone, not on what memory
+        # held.
         ticket = source.random()
         if ticket >= threshold or not document:
             continue
         kept.append((ticket, document))
         size += len(document.encode(errors="replace"))
         while size > limit and len(kept) > 1:
+            # A fifth at a time: sizes are seldom summed anew, and memory stays nearly full.
             threshold *= 0.8
             kept = [entry for entry in kept if entry[0] < threshold] or kept[:1]
             size = sum(len(document.encode(errors="replace")) for _, document in kept)
@@ -102,6 +110,7 @@ def frequent_characters(samples: Sequence[CorpusSample], least: int) -> list[str
     step = 10_000
     for sample in samples:
         for at in range(0, len(sample.lines), step):
+            # As UTF-32, in which numpy sees a number a character; in parts, for it takes four bytes of each.
             text = "".join(sample.lines[at : at + step])
             codes = numpy.frombuffer(text.encode("utf-32-le", errors="replace"), dtype="<u4")
             found = numpy.bincount(codes)
@@ -128,6 +137,7 @@ def count_runs(samples: Sequence[CorpusSample], characters: Iterable[str], lean:
     allowed = set(characters)
     for run in [run for run in counts if not allowed.issuperset(run)]:
         count = counts.pop(run)
+        # Cut at what is too rare to be a piece: no merge could cross it.
         for part in "".join(c if c in allowed else "\n" for c in run).split("\n"):
             if part:
                 counts[part] += count
@@ -144,6 +154,7 @@ def thin(counts: Counter[str], most: int, seed: int) -> Counter[str]:
         return counts
     found = numpy.fromiter(counts.values(), dtype=numpy.int64, count=len(counts))
     threshold = 2
+    # The share of a run that is kept, summed, is how many runs are.
     while numpy.minimum(found / threshold, 1).sum() > most:
         threshold += 1
     source = random.Random(seed)
@@ -161,6 +172,7 @@ def cut_at_words(counts: Counter[str], words: Iterable[str]) -> Counter[str]:
     import jieba
 
     jieba.setLogLevel("WARNING")
+    # One of its own: jieba's shared one would go on knowing the words in later calls.
     cutter = jieba.Tokenizer()
     for word in words:
         cutter.add_word(word)

@@ -32,8 +32,10 @@ MARKS = {
     "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
 }
 WRITE_BOS = ("alpaca2", "llama2", "llama3")  # those that do not work without a BOS token
+# Stands in no shipped template, so what follows it is what ends a reply.
 REPLY = "一二三"
 TALK = [{"role": role, "content": REPLY} for role in ("user", "assistant") * 2]
+# Written like <|im_end|>, it is meant as one token; [INST], say, is plain text to Llama-2.
 LIKE_A_MARK = re.compile(r"<\|[^|<>\s]+\|>")
 
 
@@ -71,9 +73,11 @@ def reply_end(template: str, roles: Mapping[str, str | None], tokens: set[str]) 
     from jinja2 import TemplateError
 
     try:
+        # The last reply's: some templates join earlier turns in another way.
         after = render(template, TALK, roles).rpartition(REPLY)[2].lstrip()
     except TemplateError:
         return None
+    # The longest: one token's name may begin another's.
     return max((token for token in tokens if after.startswith(token)), key=len, default=None)
 
 
@@ -92,6 +96,7 @@ def check_marks(template: str, roles: Mapping[str, str | None], tokens: set[str]
     from jinja2 import TemplateError
 
     try:
+        # With a prompt too, where templates open the reply.
         text = render(template, TALK, roles) + render(template, TALK[:1], roles, prompt=True)
     except TemplateError:
         return

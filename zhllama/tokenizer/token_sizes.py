@@ -22,13 +22,16 @@ def token_bytes(fast: Tokenizer, rows: int | None = None) -> numpy.typing.NDArra
     count = max(vocabulary.values()) + 1
     assert rows is None or rows >= count, f"{count} tokens need as many rows, not {rows}"
     sizes = numpy.zeros(rows or count, dtype=numpy.int32)
+    # They are no text of the corpus, so bits per byte do not count them.
     silent = set(fast.get_added_tokens_decoder())
     bytelevel = "ByteLevel" in repr(fast.decoder)
+    # It stands for any text, so for no number of bytes.
     unknown = getattr(fast.model, "unk_token", None)
     for token, index in vocabulary.items():
         if index in silent or token == unknown:
             continue
         if bytelevel:
+            # A byte-level vocabulary spells each byte with one letter.
             sizes[index] = len(token)
         else:
             sizes[index] = 1 if BYTE_PIECE.fullmatch(token) else len(token.replace(write.SPACE, " ").encode())
@@ -41,5 +44,6 @@ def token_counts(loaded: Loaded, rows: int) -> numpy.typing.NDArray[numpy.int32]
     counts[:, 0] = token_bytes(loaded.fast, rows)
     for index in counts[:, 0].nonzero()[0].tolist():
         raw = loaded.piece_bytes(index)
+        # Every byte but those that go on begins a character, so a character cut into tokens counts once.
         counts[index, 1:] = sum(not 0x80 <= byte <= 0xBF for byte in raw), is_chinese(raw)
     return counts

@@ -89,6 +89,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     base = load(config.base, "--base") if config.base else None
     if base is not None:
         require_bpe(base, "--base")
+    # All that is named is looked at before any of it is read to its end.
     corpora = {path: Corpus.open(path) for path in config.corpus}
     words, dropped = read_words(config.words, "--words")
     inputs = numbered("corpus", list(corpora.values())) | numbered("words", config.words)
@@ -124,6 +125,7 @@ def _train(
         f"of {sum(sample.kept for sample in samples):,} documents"
     )
     bytelevel = base is not None and base.kind == "bytelevel"
+    # Where the base cuts behind marks, a piece across that cut could never be reached.
     lean = config.lean_marks and not (base is not None and bytelevel and cuts_marks_off(base.fast))
     counts = count_runs(samples, characters, lean)
     held_out = {sample.name: sample.held_out for sample in samples}
@@ -133,6 +135,7 @@ def _train(
     ]
     samples.clear()  # the trainer needs the memory
     runs = len(counts)
+    # First, so that both cuts below have no more to do than the trainer.
     counts = thin(counts, MOST_RUNS, config.seed)
     if base is not None and bytelevel:
         counts = cut_like_base(counts, base.fast)
@@ -140,12 +143,15 @@ def _train(
         counts = cut_at_words(counts, words)
     known = vocabulary_of(base)
     in_base = sum(is_cjk(known.text(key) or "") for key in known.pieces)
+    # More than are asked for: the base has some merges already, and others are refused by the border rule.
     wanted = config.size + config.size // 4 + 200 + in_base
     trained = train_pieces(counts, characters, wanted, config.max_piece_length, config.threads, artifact.path)
+    # Characters are chosen already, by their own counts.
     merges = [piece.piece for piece in trained.pieces if piece.type == NORMAL and len(piece.piece) > 1]
     admitted, missing = choose(base, characters, merges, words, config.size)
     model = chinese_model(trained, admitted.texts).SerializeToString()
     (artifact.path / CHINESE_MODEL).write_bytes(model)
+    # Measured as it will be used: in the base, where its own Chinese pieces take part.
     fast = None if base is None else build(base, admitted.keys, [])[0]
     artifact.result |= {
         "size": len(admitted.keys),
@@ -180,6 +186,7 @@ def choose(
         UserError: fewer candidates than `size`, or more words.
     """
     few = most_frequent(base, characters, size // 2)
+    # A merge needs each of its characters as a piece, or runtimes would disagree about it.
     spelt = [merge for merge in merges if set(few).issuperset(merge)]
     admitted, vocabulary = _fill(base, few, spelt, words, size)
     if len(admitted.keys) < size and len(few) < len(characters):
@@ -200,11 +207,13 @@ def _fill(
     base: Loaded | None, characters: list[str], merges: list[str], words: list[str], size: int
 ) -> tuple[Admitted, Vocabulary]:
     """At most `size` pieces, the words among them, and the vocabulary with them."""
+    # A word needs its characters, however rare they are in the corpus.
     characters = list(dict.fromkeys(characters + [c for word in words for c in word]))
     reserve = len(words)
     while True:
         vocabulary = vocabulary_of(base)
         admitted = admit(characters + merges, vocabulary, max(size - reserve, 0))
+        # Behind the merges and without a limit; what is too much is set aside in the next round.
         if words:
             admitted.add(admit(words, vocabulary, None))
         excess = len(admitted.keys) - size
@@ -214,8 +223,10 @@ def _fill(
             raise UserError(
                 f"--size {size}: the --words alone need {len(admitted.keys)} pieces; raise --size"
             )
+        # What words need beside themselves, characters and steps, shows only when they are in.
         reserve += excess
     if words and excess:
+        # Set aside, and not needed after all.
         admitted.add(admit(merges, vocabulary, -excess))
     return admitted, vocabulary
 
@@ -223,6 +234,7 @@ def _fill(
 def most_frequent(base: Loaded | None, characters: list[str], budget: int) -> list[str]:
     """The first of the characters that `budget` new pieces make single tokens, and those that need none."""
     admitted = admit(characters, vocabulary_of(base), budget)
+    # What is refused takes none of the budget: the base has it, or it may not be a piece.
     kept = set(admitted.texts).union(*admitted.refused.values())
     return [character for character in characters if character in kept]
 
@@ -232,6 +244,7 @@ def chinese_model(trained: Any, texts: list[str]) -> Any:
     proto = type(trained)()
     proto.CopyFrom(trained)
     del proto.pieces[:]
+    # At the lowest ids, where SentencePiece puts them too.
     proto.pieces.extend(piece for piece in trained.pieces if piece.type != NORMAL)
     proto.trainer_spec.ClearField("input")  # paths of temporary files
     proto.trainer_spec.ClearField("model_prefix")

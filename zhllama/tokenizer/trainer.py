@@ -54,14 +54,20 @@ def train_pieces(
         stream.writelines(f"{run}\t{count}\n" for run, count in counts.items())
     settings = {
         "input": str(source),
+        # Each distinct run once, with its count: a repeated corpus costs no more than its runs.
         "input_format": "tsv",
         "model_prefix": str(model.with_suffix("")),
         "model_type": "bpe",
+        # 256 bytes, and unknown, BOS, EOS.
         "vocab_size": 259 + len(characters) + merges,
+        # A small corpus has fewer merges than asked for; whoever needs more says so.
         "hard_vocab_limit": False,
         "byte_fallback": True,
         "character_coverage": 1.0,
+        # SentencePiece's default, NFKC, would turn ，（！ into ASCII and leave Chinese text no pieces for
+        # them.
         "normalization_rule_name": "identity",
+        # A run stands inside a sentence: a space in front of it would become part of pieces.
         "add_dummy_prefix": False,
         "remove_extra_whitespaces": False,
         "split_by_unicode_script": False,  # the runs are split already
@@ -79,6 +85,7 @@ def train_pieces(
         errors="replace",
     )
     assert process.stdin is not None and process.stderr is not None
+    # By a pipe, not as arguments: nothing has to be quoted.
     process.stdin.write(json.dumps(settings))
     process.stdin.close()
     last, skipped = _watch(process.stderr, merges, progress)

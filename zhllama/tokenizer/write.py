@@ -33,7 +33,9 @@ def sentencepiece_tokenizer(proto: Any, bos: bool = True, eos: bool = False) -> 
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
+    # In SentencePiece's order: characters, white space, the space in front, and last ▁ for every space.
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    # One space, that which was put in front: the text's own stay.
     strip = [decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
@@ -41,6 +43,7 @@ def sentencepiece_tokenizer(proto: Any, bos: bool = True, eos: bool = False) -> 
     marked = {UNKNOWN: True, CONTROL: True, USER_DEFINED: False}
     for piece in proto.pieces:
         if piece.type in marked:
+            # Not normalised: matched in the text as it stands, where no space is ▁ yet.
             tokenizer.add_tokens([AddedToken(piece.piece, special=marked[piece.type], normalized=False)])
     _add_template(
         tokenizer, special_piece(proto, "bos") if bos else None, special_piece(proto, "eos") if eos else None
@@ -56,6 +59,8 @@ def special_piece(proto: Any, role: str) -> str | None:
 
 def append_pieces(proto: Any, pieces: Sequence[str], first_score: float) -> None:
     """Append pieces with unique, strictly decreasing scores."""
+    # float32, the type of scores, holds these whole numbers exactly; of equal ones SentencePiece takes the
+    # leftmost, and `tokenizers` the first of its list.
     for place, text in enumerate(pieces):
         proto.pieces.add(piece=text, score=first_score - place, type=NORMAL)
     proto.trainer_spec.vocab_size = len(proto.pieces)
@@ -63,6 +68,7 @@ def append_pieces(proto: Any, pieces: Sequence[str], first_score: float) -> None
 
 def append_specials(proto: Any, tokens: Mapping[int, tuple[str, bool]]) -> None:
     """Append added tokens (id -> content, special) to a model; ids between them become control pieces."""
+    # A ModelProto has no ids but places, so a gap has to be filled.
     for index in range(len(proto.pieces), max(tokens, default=-1) + 1):
         content, special = tokens.get(index, (f"<gap_{index}>", True))
         proto.pieces.add(piece=content, score=0.0, type=CONTROL if special else USER_DEFINED)
@@ -87,6 +93,8 @@ def _bpe(proto: Any) -> models.BPE:
     scores = {
         piece.piece: piece.score for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)
     }
+    # `tokenizers` refuses merges of what is no piece; SentencePiece would make them of such characters, which
+    # is why `admit` makes every character of a piece one first.
     merges = [
         (-score, -cut, text[:cut], text[cut:])
         for text, score in scores.items()
@@ -99,6 +107,7 @@ def _bpe(proto: Any) -> models.BPE:
         vocab={piece.piece: index for index, piece in enumerate(proto.pieces)},
         merges=[(left, right) for _, _, left, right in merges],
         unk_token=special_piece(proto, "unk"),
+        # As SentencePiece does: unknown characters side by side are one token.
         fuse_unk=True,
         byte_fallback=proto.trainer_spec.byte_fallback,
     )
