@@ -1,6 +1,8 @@
-"""Real llama.cpp, on a vocabulary-only GGUF, gives the ids that the merged tokenizers give."""
+"""Real llama.cpp, on a GGUF of the vocabulary, gives the ids that the merged tokenizers give."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,18 @@ def test_special_tokens_are_text_unless_asked_for(
     assert runtime.encode(["a<pad>b"]) == [new.encode_text("a<pad>b")]
     pad = new.fast.token_to_id("<pad>")
     assert [ids.count(pad) for ids in runtime.encode(["a<pad>b"], special=True)] == [1]
+
+
+@pytest.mark.slow
+def test_a_server_may_end_at_once(merged: tuple[Loaded, Loaded], tmp_path: Path) -> None:
+    """In a process of its own: one that hangs in the server holds every thread of Python."""
+    file = tmp_path / "vocabulary.gguf"
+    llamacpp.write_vocabulary(merged[1], file)
+    code = (
+        "import pathlib, sys; from zhllama.tokenizer.llamacpp import LlamaCpp\n"
+        "for _ in range(50): LlamaCpp(pathlib.Path(sys.argv[1])).close()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=300)
 
 
 def test_unknown_pre_tokenizer_is_refused(tmp_path: Path, bytelevel_base: Path) -> None:

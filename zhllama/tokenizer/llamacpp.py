@@ -149,11 +149,14 @@ class LlamaCpp:
         # Nothing is generated: no second slot or thread, no trial run, no search for what fits in memory.
         parameters.n_parallel = parameters.n_threads_http = parameters.cpuparams.n_threads = 1
         parameters.warmup = parameters.fit_params = False
+        parameters.endpoint_metrics = True
         parameters.verbosity = -1  # it tells every key of a file otherwise
         try:
             self.server = xllamacpp.Server(parameters)
         except RuntimeError as problem:
             raise UserError(f"{path}: llama.cpp does not load it") from problem
+        # The server's loop answers this one: ended before that has begun, it would begin after all, and never end.
+        self.server.handle_metrics()
         self.address = urlsplit(self.server.listening_address).netloc
 
     def encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
