@@ -53,6 +53,11 @@ def test_the_line_names_the_extra_and_what_is_missing() -> None:
     assert str(refused.value) == line
 
 
+def test_the_line_stays_short() -> None:
+    with pytest.raises(UserError, match=r"\(not installed: a, b, c, \.\.\.\)$"):
+        require_extra("clean", "clean", "a", "b", "c", "d")
+
+
 def test_only_the_packages_named_are_needed() -> None:
     require_extra("a.jsonl", "clean", "xxhash")
     with pytest.raises(UserError, match=r"a\.parquet needs .* \(not installed: pyarrow\)"):

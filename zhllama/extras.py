@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from zhllama.config import UserError
 
+NAMED = 3  # missing packages that the line names
+
 
 def require_extra(what: str, extra: str, *packages: str) -> None:
     """Refuse, before any work, what needs an extra of this project that is not installed.
@@ -19,8 +21,9 @@ def require_extra(what: str, extra: str, *packages: str) -> None:
         UserError: with the command that installs it.
     """
     if missing := [name for name in packages or packages_of(extra) if not is_installed(name)]:
+        named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
         raise UserError(
-            f"{what} needs the extra [{extra}]: pip install 'zhllama[{extra}]' (not installed: {', '.join(missing)})"
+            f"{what} needs the extra [{extra}]: pip install 'zhllama[{extra}]' (not installed: {named})"
         )
 
 
