@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from zhllama.artifact import fingerprint, read_record
 from zhllama.cli import main
 from zhllama.config import UserError
-from zhllama.corpus.read import list_files
+from zhllama.corpus.read import Corpus, list_files
 from zhllama.pack.blocks import Blocks
 from zhllama.pack.documents import PackConfig, pack
 from zhllama.tokenizer.load import load
@@ -188,8 +188,8 @@ def test_kinds_are_read_once(
 ) -> None:
     read: list[Path] = []
 
-    def files(corpus: Path) -> list[Path]:
-        read.append(corpus)
+    def files(corpus: Corpus) -> list[Path]:
+        read.append(corpus.path)
         return list_files(corpus)
 
     monkeypatch.setattr("zhllama.corpus.kinds.list_files", files)
