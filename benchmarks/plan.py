@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +60,33 @@ def model_config(shape: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def predict(case: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    from zhllama.model.adapter import LoraSettings
-    from zhllama.plan.memory import Job, count, memory, shape_config
+def recipe_of(case: dict[str, Any], directory: Path) -> Any:
+    from transformers import TrainingArguments
 
-    job = Job(
-        config=shape_config(model_config(case["shape"])),
-        new_rows=case["new"],
-        embeddings=case["embeddings"],
-        lora=LoraSettings(rank=case["rank"], alpha=2 * case["rank"], dropout=0.05),
-        bf16=case["bf16"],
-        checkpointing=case["checkpointing"],
-        batch=case["batch"],
-        block=case["block"],
-        accumulation=case["accumulation"],
-        cpu=True,
-    )
-    return memory(job, count(job))
+    from zhllama.model.adapter import LoraSettings
+    from zhllama.train.pretrain import PretrainConfig
+
+    arguments = TrainingArguments(
+        output_dir=str(directory / "out"), use_cpu=True, bf16=case["bf16"], max_steps=STEPS, report_to=[],
+        per_device_train_batch_size=case["batch"], gradient_accumulation_steps=case["accumulation"],
+        gradient_checkpointing=case["checkpointing"], save_strategy="no", logging_steps=1, dataloader_pin_memory=False,
+    )  # fmt: skip
+    lora = LoraSettings(rank=case["rank"], alpha=2 * case["rank"], dropout=0.05)
+    paths = {"model": str(directory), "tokens": "-", "output": arguments.output_dir}
+    return PretrainConfig(**paths, embeddings=case["embeddings"], lora=lora, train=arguments)
+
+
+def predict(case: dict[str, Any]) -> tuple[str, float]:
+    """The moment of a step that needs most, and its bytes."""
+    from zhllama.plan.job import Job, shape_config
+    from zhllama.plan.memory import memory
+    from zhllama.plan.trace import trace
+
+    config = shape_config(model_config(case["shape"]), case["shape"]["rows"])
+    job = Job(recipe_of(case, Path("-")), config, case["new"], case["block"], device="cpu")
+    sizes = {moment: sum(parts.values()) for moment, parts in memory(job, trace(job)).items()}
+    worst = max(sizes, key=lambda moment: sizes[moment])
+    return worst, sizes[worst]
 
 
 def resident(field: str) -> int:
@@ -89,9 +98,9 @@ def resident(field: str) -> int:
 def make_model(case: dict[str, Any], directory: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from zhllama.plan.memory import shape_config
+    from zhllama.plan.job import shape_config
 
-    config = shape_config(model_config(case["shape"]))
+    config = shape_config(model_config(case["shape"]), case["shape"]["rows"])
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     rows = case["shape"]["rows"]
     result = {"rows": rows, "first_new": rows - case["new"]}
@@ -103,30 +112,14 @@ def measure(case: dict[str, Any], directory: Path) -> None:
     """Train in this process and print the peak above the imports."""
     import numpy as np
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import TrainingArguments
 
-    from zhllama.model.adapter import LoraSettings
     from zhllama.model.directory import ModelDirectory
     from zhllama.model.trainable import load_trainable
     from zhllama.pack.blocks import Blocks
-    from zhllama.train.pretrain import PretrainConfig
     from zhllama.train.run import compute_dtype
     from zhllama.train.trainer import BlockTrainer
 
-    arguments = TrainingArguments(
-        output_dir=str(directory / "out"), use_cpu=True, bf16=case["bf16"], max_steps=STEPS, report_to=[],
-        per_device_train_batch_size=case["batch"], gradient_accumulation_steps=case["accumulation"],
-        gradient_checkpointing=case["checkpointing"], save_strategy="no", logging_steps=1, dataloader_pin_memory=False,
-    )  # fmt: skip
-    lora = LoraSettings(rank=case["rank"], alpha=2 * case["rank"], dropout=0.05)
-    config = PretrainConfig(
-        model=str(directory),
-        tokens="-",
-        output=str(directory / "out"),
-        embeddings=case["embeddings"],
-        lora=lora,
-        train=arguments,
-    )
+    config = recipe_of(case, directory)
     (directory / "out").mkdir()
     letters = pre_tokenizers.ByteLevel.alphabet()
     fast = Tokenizer(models.BPE({letter: place for place, letter in enumerate(sorted(letters))}, []))
@@ -140,7 +133,7 @@ def measure(case: dict[str, Any], directory: Path) -> None:
 
     bare = resident("VmRSS")
     base = ModelDirectory.open(directory)
-    model = load_trainable(base, config.parts(), compute_dtype(arguments))
+    model = load_trainable(base, config.parts(), compute_dtype(config.train))
     trainer = BlockTrainer(model, config, base, None, blocks)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not that of training
     trainer.train()
@@ -164,9 +157,9 @@ def main() -> None:
     rows = []
     overhead = statistics.median(run("smallest", RETURNING) for _ in range(3))
     for name, case in CASES.items():
-        moment, parts = predict(case)
+        moment, size = predict(case)
         found = [run(name, settings) for settings in (RETURNING, {})]
-        predicted = sum(parts.values()) + overhead
+        predicted = size + overhead
         rows.append(
             [
                 name,
@@ -195,20 +188,30 @@ def compare() -> None:
     """States of full-parameter training against DeepSpeed's own estimators, on 8 GPUs in bfloat16."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+    from transformers import TrainingArguments
 
-    from zhllama.plan.memory import GIB, Job, count, known_shape, shape_config, states
-    from zhllama.plan.sharding import Zero
+    from zhllama.plan.job import SHAPES, Job, Sharding, shape_config
+    from zhllama.plan.memory import memory
+    from zhllama.plan.trace import trace
+    from zhllama.train.settings import TrainingSettings
 
+    arguments = TrainingArguments(output_dir="-", use_cpu=True, bf16=True, report_to=[])
+    recipe = TrainingSettings(model="-", output="-", embeddings="all", body="full", train=arguments)
     rows = []
     for name in ("7b", "13b", "65b"):
-        config = shape_config(known_shape(name))
-        job = Job(config, embeddings="all", body="full", gpus=GPUS, zero=Zero(2))
-        total = count(job).total
+        config = shape_config(SHAPES[name], SHAPES[name]["vocab_size"])
+        traced = trace(Job(recipe, config, block=128, gpus=GPUS, sharding=Sharding(2)))
+        total = traced.trained
         second = estimate_zero2_model_states_mem_needs(total, GPUS, cpu_offload=False)[1]
         _, third, layer = estimate_zero3_model_states_mem_needs(total, 0, GPUS, cpu_offload=False)
-        ours = [sum(states(total, 0, replace(job, zero=Zero(stage))).values()) for stage in (2, 3)]
+        ours = []
+        for stage in (2, 3):
+            parts = memory(Job(recipe, config, gpus=GPUS, sharding=Sharding(stage)), traced)[
+                "optimiser's step"
+            ]
+            ours.append(sum(parts.values()) - parts["communication"])
         sizes = (ours[0], second, ours[1], third - layer)
-        rows.append([name, f"{total:,}", *(f"{size / GIB:.1f}" for size in sizes)])
+        rows.append([name, f"{total:,}", *(f"{size / 2**30:.1f}" for size in sizes)])
     write_table(
         "plan",
         [

@@ -1,7 +1,5 @@
-"""The memory plan: parameters as in real models, bytes as tensors hold them, DeepSpeed's and the paper's figures."""
+"""Planned memory and operations: parameters of real models, bytes of tensors, DeepSpeed's and a paper's figures."""
 
-import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,32 +8,66 @@ import pytest
 import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from transformers import TrainingArguments
 
-from zhllama.cli import main
-from zhllama.config import UserError
 from zhllama.model.adapter import Embeddings, LoraSettings, Parts
 from zhllama.model.directory import ModelDirectory
 from zhllama.model.fast import install
 from zhllama.model.operations import flops_of
 from zhllama.model.trainable import TrainableModel, load_trainable
-from zhllama.plan.cost import GPUS, find_gpu, flops_per_token, hours
-from zhllama.plan.memory import Job, _moments, count, held_rows, known_shape, memory, shape_config, states
-from zhllama.plan.plan import PlanConfig, read_recipes
-from zhllama.plan.sharding import Zero, read_zero, with_stage
-from zhllama.plan.trace import LiveBytes
+from zhllama.plan.job import SHAPES, Job, Sharding, shape_config
+from zhllama.plan.memory import host_memory, memory
+from zhllama.plan.plan import flops_per_token
+from zhllama.plan.trace import LiveBytes, Traced, trace
+from zhllama.train.settings import TrainingSettings
 
-ROOT = Path(__file__).parents[1]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 LORA = LoraSettings(rank=4, alpha=8)
 BATCH, BLOCK = 2, 300
+FIXED = ("frozen weights", "trained weights", "optimiser state")
 
 
-def job_for(directory: Path, embeddings: Embeddings = "new", **changes: Any) -> Job:
-    new = ModelDirectory.open(directory).new_rows if embeddings == "new" else 0
-    config = shape_config(ModelDirectory.open(directory).config)
-    base = Job(config, new, embeddings, lora=LORA, bf16=False, batch=BATCH, block=BLOCK, cpu=True)
-    return replace(base, **changes)
+def recipe_of(
+    embeddings: Embeddings = "new", body: Any = "lora", lora: LoraSettings = LORA, **arguments: Any
+) -> TrainingSettings:
+    train = TrainingArguments(output_dir="-", use_cpu=True, report_to=[], **arguments)
+    return TrainingSettings(model="-", output="-", embeddings=embeddings, body=body, lora=lora, train=train)
+
+
+def job_for(
+    directory: Path,
+    embeddings: Embeddings = "new",
+    body: Any = "lora",
+    lora: LoraSettings = LORA,
+    checkpointing: bool = False,
+    bf16: bool = False,
+) -> Job:
+    """A job of two blocks of 300 tokens on CPU, without DeepSpeed."""
+    model = ModelDirectory.open(directory)
+    arguments = {"gradient_checkpointing": checkpointing, "bf16": bf16, "per_device_train_batch_size": BATCH}
+    recipe = recipe_of(embeddings, body, lora, **arguments)
+    config = shape_config(model.config, model.config["vocab_size"])
+    return Job(recipe, config, model.new_rows if embeddings == "new" else 0, BLOCK, device="cpu")
+
+
+def job_of(
+    shape: str,
+    rows: int | None = None,
+    new_rows: int = 0,
+    recipe: TrainingSettings | None = None,
+    **more: Any,
+) -> Job:
+    """A job of a known shape: all parameters of it in bfloat16, if no recipe is given."""
+    config = shape_config(SHAPES[shape], rows or SHAPES[shape]["vocab_size"] + new_rows)
+    recipe = recipe or recipe_of("all", "full", bf16=True, per_device_train_batch_size=1)
+    return Job(recipe, config, new_rows, **{"block": 128, **more})
+
+
+def states(job: Job, traced: Traced) -> dict[str, float]:
+    """Weights, optimiser state and gradients at the optimiser's step."""
+    parts = memory(job, traced)["optimiser's step"]
+    return {part: parts[part] for part in (*FIXED, "gradients")}
 
 
 @pytest.mark.parametrize("embeddings", ["new", "all", "none"])
@@ -43,12 +75,13 @@ def test_counts_are_those_of_the_real_model(
     extended_models: dict[str, Path], kind: str, embeddings: Embeddings
 ) -> None:
     job = job_for(extended_models[kind], embeddings)
-    counts = count(job)
+    traced = trace(job)
     model = load_trainable(ModelDirectory.open(extended_models[kind]), Parts(embeddings, LORA), torch.float32)
-    trainable = {name: parameter.numel() for name, parameter in model.trainable().items()}
-    assert counts.trained == sum(trainable.values())
-    assert counts.adapters == sum(size for name, size in trainable.items() if "lora_" in name)
-    assert counts.total + held_rows(job) == sum(p.numel() for p in model.parameters())
+    sizes = {name: parameter.numel() for name, parameter in model.trainable().items()}
+    assert traced.trained == sum(sizes.values())
+    adapters = sum(size for name, size in sizes.items() if "lora_" in name)
+    assert traced.adapters * job.config.num_hidden_layers == adapters
+    assert traced.total == sum(p.numel() for p in model.parameters())
 
 
 def test_full_body_and_dora_counts(extended_models: dict[str, Path], kind: str) -> None:
@@ -56,12 +89,12 @@ def test_full_body_and_dora_counts(extended_models: dict[str, Path], kind: str) 
     model = load_trainable(ModelDirectory.open(directory), Parts(), torch.float32)
     ends = sum(p.numel() for name, p in model.named_parameters() if "embed" in name or "lm_head" in name)
     whole = sum(p.numel() for p in model.parameters())
-    full = count(job_for(directory, "all", body="full"))
+    full = trace(job_for(directory, "all", "full"))
     assert (full.trained, full.total, full.adapters) == (whole, whole, 0)
-    assert count(job_for(directory, "none", body="full")).trained == whole - ends
-    assert count(job_for(directory, "none", body="none")).trained == 0
+    assert trace(job_for(directory, "none", "full")).trained == whole - ends
+    assert trace(job_for(directory, "none", "none")).trained == 0
     plain, dora = (
-        count(job_for(directory, "none", lora=replace(LORA, dora=dora))).adapters for dora in (False, True)
+        trace(job_for(directory, "none", lora=replace(LORA, dora=dora))).trained for dora in (False, True)
     )
     widths = [m.out_features for n, m in model.base.named_modules() if n.rpartition(".")[2] in ALL]
     assert dora - plain == sum(widths)
@@ -69,68 +102,97 @@ def test_full_body_and_dora_counts(extended_models: dict[str, Path], kind: str) 
 
 def live_bytes(model: TrainableModel, job: Job) -> LiveBytes:
     """Bytes of tensors made while a real model runs forward and backward."""
-    ids = torch.randint(0, job.config.vocab_size, (job.batch, job.block))
-    positions = torch.arange(job.block // 2).repeat(job.batch, 2)
+    ids = torch.randint(0, job.config.vocab_size, (BATCH, job.block))
+    positions = torch.arange(job.block // 2).repeat(BATCH, 2)
     with LiveBytes() as live:
-        model(ids, positions, ids)["loss"].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.dtype == torch.bfloat16):
+            loss = model(ids, positions, ids)["loss"]
+        loss.backward()
     return live
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("embeddings", ["new", "all"])
+@pytest.mark.parametrize(
+    ("embeddings", "body", "bf16"), [("new", "lora", False), ("all", "lora", False), ("new", "full", True)]
+)
 def test_peak_is_that_of_the_real_models_tensors(
-    extended_models: dict[str, Path], kind: str, embeddings: Embeddings, checkpointing: bool
+    extended_models: dict[str, Path],
+    kind: str,
+    embeddings: Embeddings,
+    body: str,
+    bf16: bool,
+    checkpointing: bool,
 ) -> None:
-    job = job_for(extended_models[kind], embeddings, checkpointing=checkpointing)
-    model = load_trainable(
-        ModelDirectory.open(extended_models[kind]), Parts(embeddings, LORA), torch.float32
-    ).train()
+    job = job_for(extended_models[kind], embeddings, body, checkpointing=checkpointing, bf16=bf16)
+    full = body == "full"
+    parts = Parts(embeddings, None if full else LORA, full=full)
+    model = load_trainable(ModelDirectory.open(extended_models[kind]), parts, job.dtype).train()
     if checkpointing:
         model.activation_checkpointing_enable()
-    counts = count(job)
-    fixed = ("frozen weights", "trained weights", "optimiser state")
-    moments = {
-        name: sum(size for part, size in parts.items() if part not in fixed)
-        for name, parts in _moments(job, counts).items()
-    }
-    assert live_bytes(model, job).peak == pytest.approx(max(moments.values()), rel=0.05)
+    moments = [
+        sum(size for part, size in sizes.items() if part not in FIXED)
+        for sizes in memory(job, trace(job)).values()
+    ]
+    assert live_bytes(model, job).peak == pytest.approx(max(moments), rel=0.05)
 
 
 def test_shards_divide_what_each_stage_divides() -> None:
-    job = Job(shape_config(known_shape("7b")), gpus=8)
-    trained, frozen = 800, 8000
-    expected = {  # frozen, trained, masters, Adam, gradients at the step: bytes of one of eight ranks
-        0: (16000, 3200, 0, 6400, 3200),
-        1: (16000, 1600, 400, 800, 1600 + 400),
-        2: (16000, 1600, 400, 800, 200 + 400),
-        3: (2000, 200, 400, 800, 200 + 400),
+    traced = Traced(8800, 800, *[0] * 6)
+    expected = {  # frozen, trained, masters and Adam, gradients at the step: bytes of one of eight ranks
+        0: (16000, 3200, 6400, 3200),
+        1: (16000, 1600, 1200, 1600 + 400),
+        2: (16000, 1600, 1200, 200 + 400),
+        3: (2000, 200, 1200, 200 + 400),
     }
     for stage, sizes in expected.items():
-        assert tuple(states(trained, frozen, replace(job, zero=Zero(stage))).values()) == sizes
+        assert tuple(states(job_of("7b", gpus=8, sharding=Sharding(stage)), traced).values()) == sizes
 
 
 def test_offloading_moves_states_to_ram() -> None:
-    job = Job(shape_config(known_shape("7b")), gpus=8, zero=Zero(3, True, True))
-    assert set(states(800, 8000, job).values()) == {0.0}
-    half = states(800, 8000, replace(job, zero=with_stage(job.zero, 2)))
-    assert half == {
-        "frozen weights": 16000, "trained weights": 1600, "master copies": 0, "optimiser state": 0, "gradients": 0
-    }  # fmt: skip
+    traced = Traced(8800, 800, *[0] * 6)
+    all_of_it = job_of("7b", gpus=8, sharding=Sharding(3, True, True))
+    assert set(states(all_of_it, traced).values()) == {0.0}
+    assert host_memory(all_of_it, traced) == 18 * 100 + 2 * 1100
+    half = job_of("7b", gpus=8, sharding=Sharding(2, True))
+    assert tuple(states(half, traced).values()) == (16000, 1600, 0, 0)
+    assert host_memory(half, traced) == 18 * 100
+    assert host_memory(job_of("7b", gpus=8, sharding=Sharding(3)), traced) == 0
+
+
+def test_buckets_are_those_that_each_stage_fills() -> None:
+    traced = Traced(10**8, 800, rows=50, matrices=10**6, adapters=0, kept=0, layer_kept=0, peak=0)
+    square = 4096**2
+    expected = [
+        (1, Sharding(), 0),
+        (8, Sharding(), 4 * 800),  # DistributedDataParallel's
+        (8, Sharding(2), 2 * square),
+        (8, Sharding(2, buckets=1000), 2 * 1000),
+        (8, Sharding(2, True, buckets=1000), 2 * (1000 + 50)),
+        (1, Sharding(3), 2 * square),
+        (8, Sharding(3, buckets=0), 2 * 10**8),  # a small model is gathered whole
+        (1, Sharding(3, True, True, buckets=0), 2 * (10**8 + 50)),
+    ]
+    for gpus, sharding, size in expected:
+        found = memory(job_of("7b", gpus=gpus, sharding=sharding), traced)["loss"]["communication"]
+        assert found == size, sharding
+    large = traced._replace(total=10**11)
+    gathered = memory(job_of("7b", gpus=8, sharding=Sharding(3, buckets=0)), large)["loss"]["communication"]
+    assert gathered == 2 * (10**9 // 2 + 32_000 * 4096 + square)
 
 
 @pytest.mark.parametrize("shape", ["7b", "13b", "65b"])
 @pytest.mark.parametrize("gpus", [8, 16])
 def test_states_are_those_of_deepspeeds_estimators(shape: str, gpus: int) -> None:
-    config = shape_config(known_shape(shape))
-    job = Job(config, embeddings="all", body="full", gpus=gpus, block=128, zero=Zero(2))
-    total = count(job).total
-    theirs = estimate_zero2_model_states_mem_needs(total, gpus, cpu_offload=False)[1]
-    assert sum(states(total, 0, job).values()) == pytest.approx(theirs, rel=1e-6)
-    _, third, layer = estimate_zero3_model_states_mem_needs(total, 10**6, gpus, cpu_offload=False)
-    ours = sum(states(total, 0, replace(job, zero=Zero(3))).values())
-    share = total / gpus
+    second, third = (job_of(shape, gpus=gpus, sharding=Sharding(stage)) for stage in (2, 3))
+    traced = trace(second)
+    assert traced.total == traced.trained
+    theirs = estimate_zero2_model_states_mem_needs(traced.total, gpus, cpu_offload=False)[1]
+    assert sum(states(second, traced).values()) == pytest.approx(theirs, rel=1e-6)
+    _, whole, layer = estimate_zero3_model_states_mem_needs(traced.total, 10**6, gpus, cpu_offload=False)
+    share = traced.total / gpus
     # They leave out the reduced gradients, and make float32 gradients of the whole share, not of a billion at a time.
-    assert ours == pytest.approx(third - layer + 2 * share - 4 * max(0, share - 10**9), rel=1e-6)
+    expected = whole - layer + 2 * share - 4 * max(0, share - 10**9)
+    assert sum(states(third, traced).values()) == pytest.approx(expected, rel=1e-6)
 
 
 # Chinese-LLaMA (arXiv 2304.08177): trained share of all parameters in percent, adapters among them. Its second stage
@@ -140,14 +202,13 @@ def test_states_are_those_of_deepspeeds_estimators(shape: str, gpus: int) -> Non
     [("7b", 49_953, ATTENTION, 6.06), ("7b", 49_954, ALL, 6.22)],
 )
 def test_trained_share_is_the_papers(shape: str, rows: int, targets: list[str], published: float) -> None:
-    config = shape_config(known_shape(shape), rows)
-    counts = count(Job(config, embeddings="all", lora=LoraSettings(rank=8, targets=targets), block=128))
-    assert round(100 * counts.trained / counts.total, 2) == published
+    traced = trace(job_of(shape, rows, recipe=recipe_of("all", lora=LoraSettings(rank=8, targets=targets))))
+    assert round(100 * traced.trained / traced.total, 2) == published
 
 
 def test_first_stage_of_the_paper_trains_one_end() -> None:
-    counts = count(Job(shape_config(known_shape("7b"), 49_953), embeddings="all", body="none", block=128))
-    assert round(100 * counts.input_rows / counts.total, 2) == 2.97
+    traced = trace(job_of("7b", 49_953, recipe=recipe_of("all", "none")))
+    assert round(100 * traced.rows / traced.total, 2) == 2.97
 
 
 @pytest.mark.parametrize(
@@ -155,27 +216,32 @@ def test_first_stage_of_the_paper_trains_one_end() -> None:
     [("7b", 6_738_415_616), ("13b", 13_015_864_320), ("llama3-8b", 8_030_261_248), ("65b", 65_285_660_672)],
 )
 def test_known_shapes_have_their_published_size(shape: str, total: int) -> None:
-    assert (
-        count(Job(shape_config(known_shape(shape)), embeddings="none", body="none", block=128)).total == total
-    )
+    assert trace(job_of(shape, recipe=recipe_of("none", "none"))).total == total
 
 
 def test_checkpointing_trades_activations_for_operations() -> None:
-    plain = Job(shape_config(known_shape("7b")), 18_048, batch=4, block=1024)
-    frugal = replace(plain, checkpointing=True)
-    (_, before), (_, after) = (memory(job, count(job)) for job in (plain, frugal))
-    assert after["activations kept"] + after["one layer at work"] < before["activations kept"] / 6.5
-    cheap, dear = (flops_per_token(job, count(job)) for job in (plain, frugal))
+    plain, frugal = (
+        job_of("7b", new_rows=18_048, block=1024, recipe=recipe_of(
+            lora=LoraSettings(), bf16=True, per_device_train_batch_size=4, gradient_checkpointing=checkpointing
+        ))
+        for checkpointing in (False, True)
+    )  # fmt: skip
+    before, after = (
+        max(parts["activations"] for parts in memory(job, trace(job)).values()) for job in (plain, frugal)
+    )
+    assert after < before / 6.5
+    cheap, dear = (flops_per_token(job, trace(job)) for job in (plain, frugal))
     assert cheap["recomputation"] == 0 < dear["recomputation"] == dear["forward"] + dear["attention"] / 3
     assert {**dear, "recomputation": 0} == cheap
 
 
 @pytest.mark.parametrize("body", ["lora", "full"])
 def test_operations_are_those_of_the_products(extended_models: dict[str, Path], kind: str, body: Any) -> None:
-    job = job_for(extended_models[kind], "none", body=body)
-    parts, counts = flops_per_token(job, count(job)), count(job)
-    matrices = counts.layers.matrices * job.config.num_hidden_layers
-    adapters, head = counts.adapters, job.config.vocab_size * job.config.hidden_size
+    job = job_for(extended_models[kind], "none", body)
+    traced, depth = trace(job), job.config.num_hidden_layers
+    parts = flops_per_token(job, traced)
+    matrices, adapters = traced.matrices * depth, traced.adapters * depth
+    head = job.config.vocab_size * job.config.hidden_size
     assert parts["forward"] == 2 * (matrices + adapters)
     assert parts["backward"] == 2 * (matrices + adapters) + 2 * (adapters if body == "lora" else matrices)
     assert parts["head and loss"] == 4 * head
@@ -189,8 +255,8 @@ def test_operations_of_a_model_are_those_planned(
     model = load_trainable(
         ModelDirectory.open(directory), Parts(embeddings, None if full else LORA, full=full), torch.float32
     )
-    job = job_for(directory, embeddings, body="full" if full else "lora")
-    assert flops_of(model, BLOCK) == sum(flops_per_token(job, count(job)).values())
+    job = job_for(directory, embeddings, "full" if full else "lora")
+    assert flops_of(model, BLOCK) == sum(flops_per_token(job, trace(job)).values())
 
 
 def test_operations_forward_are_those_that_torch_counts(
@@ -207,130 +273,7 @@ def test_operations_forward_are_those_that_torch_counts(
     positions = torch.arange(BLOCK).repeat(BATCH, 1)
     with FlopCounterMode(display=False) as counter:
         model.base.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False)
-    parts = flops_per_token(job, count(job))
+    parts = flops_per_token(job, trace(job))
     expected = (parts["forward"] + parts["attention"] / 3) * BATCH * BLOCK
     rotary = job.block * job.config.head_dim  # angles by a product, once for each sequence
     assert counter.get_total_flops() == pytest.approx(expected, rel=rotary / expected * BATCH + 1e-9)
-
-
-def test_hours_and_kinds() -> None:
-    assert hours(3600e12, find_gpu("mine=80,10,2"), 2, 0.5) == pytest.approx(0.1)
-    assert find_gpu("a100-80") is GPUS["a100-80"]
-    assert find_gpu("cpu").memory > 0
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a1000", "--gpu a1000: not a known kind; there are rtx4090, a40"),
-        ("mine=80", "--gpu mine=80: write it as NAME=MEMORY,TFLOPS,PRICE"),
-        ("mine=80,x,1", "write it as NAME=MEMORY,TFLOPS,PRICE"),
-        ("mine=0,1,1", "memory and TFLOP/s must be above 0"),
-    ],
-)
-def test_an_unknown_gpu(text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        find_gpu(text)
-
-
-def test_an_unknown_shape_or_model_type() -> None:
-    with pytest.raises(
-        UserError, match=r"--shape 8b: not a known shape; there are smollm2-135m, .*llama3-8b"
-    ):
-        known_shape("8b")
-    with pytest.raises(UserError, match="transformers knows no model type 'lama'"):
-        shape_config({"model_type": "lama"})
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, "--model or --shape: give one of them"),
-        ({"shape": ["7b"], "model": "m"}, "--model or --shape: give one of them"),
-        ({"shape": ["7b"], "gpus": 0}, "--gpus 0: it must be at least 1"),
-        ({"shape": ["7b"], "utilisation": 1.5}, r"--utilisation 1.5: it must be above 0 and at most 1"),
-        ({"shape": ["7b"], "zero": [4]}, "--zero 4: there are stages 0, 1, 2 and 3"),
-    ],
-)
-def test_settings_that_mean_nothing(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        PlanConfig(**settings)
-
-
-RECIPES = sorted([*ROOT.glob("pretrain/*.yaml"), *ROOT.glob("sft/*.yaml")])
-
-
-# scale-data's own recipes name one of these.
-@pytest.mark.parametrize("file", [file for file in RECIPES if not file.stem.startswith("scaling")], ids=str)
-def test_every_recipe_can_be_planned(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    stage, zero = read_recipes([str(file)])
-    assert stage.lora.rank > 0
-    written = re.search(r"deepspeed: ds_configs/zero(\d)", file.read_text(encoding="utf-8"))
-    assert zero.stage == (int(written[1]) if written else 0)
-    assert zero.bucket == 0  # auto
-
-
-def test_later_recipes_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("lora: {rank: 7}\ntrain: {deepspeed: ds_configs/zero3_offload.json}\n")
-    stage, zero = read_recipes(["pretrain/llama2-7b.yaml", str(mine)])
-    assert (stage.lora.rank, stage.lora.alpha, stage.train.gradient_checkpointing) == (7, 128, True)
-    assert (zero.stage, zero.optimizer_on_cpu, zero.weights_on_cpu) == (3, True, True)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("lora: {rnak: 8}", "unknown setting 'lora.rnak': did you mean 'lora.rank'"),
-        ("train: {deepspeed: nowhere.json}", "train.deepspeed nowhere.json: no such file"),
-        ("- 1", "not a recipe"),
-    ],
-)
-def test_a_recipe_that_the_command_would_refuse(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "r.yaml").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_recipes([str(tmp_path / "r.yaml")])
-
-
-def test_a_deepspeed_file_that_is_no_json(tmp_path: Path) -> None:
-    (tmp_path / "ds.json").write_text("{")
-    with pytest.raises(UserError, match=r"train.deepspeed .*ds.json: not JSON"):
-        read_zero(tmp_path / "ds.json")
-
-
-def test_new_rows_that_are_not_given(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["plan", "--shape", "smollm2-135m"])
-    assert "embeddings new: say how many rows are new with --new-rows" in capsys.readouterr().err
-
-
-def test_the_command_prints_and_writes_a_plan(
-    tmp_path: Path, extended_models: dict[str, Path], token_dirs: dict[str, Path], kind: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    model, tokens = extended_models[kind], token_dirs[kind]
-    given = ["--model", str(model), "--tokens", str(tokens), "--output", str(tmp_path / "plan")]
-    main(
-        ["plan", *given, "--gpus", "2", "--zero", "2", "--zero", "3", "--gpu", "small=1,10,1", "--gpu", "cpu"]
-    )
-    shown = capsys.readouterr().out
-    assert "Memory per GPU, GiB" in shown
-    assert "x 8 blocks of 64 x" in shown  # the tokens' own block size, transformers' own batch
-    report = json.loads((tmp_path / "plan" / "report.json").read_text())
-    second, third = report["plans"]
-    assert second["name"] == f"{model.name} ZeRO-2"
-    assert sum(second["memory_bytes"].values()) == second["peak_bytes"] > 2 * 2**30  # the overhead alone
-    assert second["kinds"]["small"]["fits"] is False
-    assert second["kinds"]["small"]["dollars"] == pytest.approx(2 * second["kinds"]["small"]["hours"])
-    # Halved; and under ZeRO-3 the new rows are held twice.
-    frozen = [plan["memory_bytes"]["frozen weights"] for plan in (second, third)]
-    assert (2 * frozen[1] - frozen[0]) / second["parameters"]["embedding rows"] in (2, 4)
-    assert (tmp_path / "plan" / "plan.png").stat().st_size > 10_000
-
-
-def test_rows_of_a_shape_say_how_many_are_new(tmp_path: Path) -> None:
-    main(["plan", "--shape", "smollm2-135m", "--rows", "50000", "--block-size=64", f"--output={tmp_path}/o"])
-    plan = json.loads((tmp_path / "o" / "report.json").read_text())["plans"][0]
-    assert plan["parameters"]["embedding rows"] == (50_000 - 49_152) * 576

@@ -65,7 +65,7 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     # Recipes are found and looked at before flags: a wrong one is named, not quoted by the parser.
     arguments = find_recipes(arguments)
     for recipe in (a.removeprefix("--config=") for a in arguments if a.startswith("--config=")):
-        _check_recipe(recipe)
+        read_recipe(recipe)
     parser = jsonargparse.ArgumentParser(
         prog=f"zhllama {command}",
         usage=f"zhllama {command} [--config RECIPE.yaml ...] [--SETTING VALUE ...]",
@@ -165,8 +165,8 @@ def _prepare_training_arguments(parser: Any, train_class: Any) -> None:
     parser.epilog = "Any other field of transformers.TrainingArguments is --train.NAME too."
 
 
-def _check_recipe(recipe: str) -> dict[str, Any]:
-    """Refuse what is no YAML mapping, by name: jsonargparse would quote the content instead. Gives the content."""
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """A recipe's content; what is no YAML mapping is refused by name: jsonargparse would quote the content instead."""
     if not Path(recipe).is_file():
         raise UserError(f"--config {recipe}: no such file")
     try:
@@ -263,7 +263,7 @@ def _given(
         if not equals:
             value = next(stream, "--")
         if name == "config":
-            yield from {} if value.startswith("--") else _check_recipe(value).items()
+            yield from {} if value.startswith("--") else read_recipe(value).items()
         elif value.startswith("--"):
             yield name, NO_VALUE
         elif name in lists:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import yaml
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from zhllama import artifact
-from zhllama.config import UserError, parse
+from zhllama.config import UserError
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.operations import operations
 from zhllama.pack.blocks import TokensDirectory
 from zhllama.page import stacked_plot, write_image
-from zhllama.plan.cost import Gpu, find_gpu, flops_per_token, hours
-from zhllama.plan.memory import GIB, PARTS, Counts, Job, count, host_memory, known_shape, memory, shape_config
-from zhllama.plan.sharding import Zero, read_zero, with_stage
-from zhllama.recipes.find import find_file
+from zhllama.plan.job import SHAPES, Job, read_recipes, read_sharding, shape_config
+from zhllama.plan.memory import host_memory, memory
+from zhllama.plan.trace import Traced, trace
 from zhllama.terminal import print_table, say
-from zhllama.train.pretrain import PretrainConfig
-from zhllama.train.sft import SftConfig
+from zhllama.train.settings import TrainingSettings
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+GIB = 2**30
+MEMORY = "GiB per GPU"
 
-SFT_ONLY = {"data", "block_size"}
-Stage = PretrainConfig | SftConfig
+
+class Gpu(NamedTuple):
+    """GiB of memory, dense bf16 TFLOP/s of the data sheet, and US dollars an hour, as rented in 2025."""
+
+    memory: float
+    tflops: float
+    price: float
+
+
+GPUS = {
+    "rtx4090": Gpu(24, 165, 0.4),
+    "a40": Gpu(48, 150, 0.4),
+    "a100-40": Gpu(40, 312, 1.2),
+    "a100-80": Gpu(80, 312, 1.7),
+    "h100-80": Gpu(80, 989, 2.5),
+    "h200-141": Gpu(141, 989, 3.5),
+    "cpu": Gpu(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 0.1, 0.1),
+}
 
 
 @dataclass
@@ -47,8 +59,8 @@ class PlanConfig:
     """Tokens per block; those of --tokens, the recipe's, or 1024."""
     tokens: str = "1e9"
     """How many tokens to train on, or a tokens directory."""
-    gpu: list[str] = field(default_factory=list)
-    """rtx4090, a40, a100-40, a100-80, h100-80, h200-141, cpu, or NAME=MEMORY,TFLOPS,PRICE; repeatable."""
+    gpu: list[str] = field(default_factory=lambda: ["rtx4090", "a40", "a100-80", "h100-80", "h200-141"])
+    """rtx4090, a40, a100-40, a100-80, h100-80, h200-141, cpu, or NAME=GIB,TFLOPS,DOLLARS an hour; repeatable."""
     gpus: int = 8
     """How many of them work together."""
     zero: list[int] = field(default_factory=list)
@@ -70,241 +82,111 @@ class PlanConfig:
             raise UserError(f"--gpus {self.gpus}: it must be at least 1")
         if not 0 < self.utilisation <= 1:
             raise UserError(f"--utilisation {self.utilisation}: it must be above 0 and at most 1")
-        for stage in self.zero:
-            if stage not in (0, 1, 2, 3):
-                raise UserError(f"--zero {stage}: there are stages 0, 1, 2 and 3")
-
-
-@dataclass
-class Planned:
-    """One model at one ZeRO stage."""
-
-    name: str
-    job: Job
-    counts: Counts
-    moment: str
-    parts: dict[str, float]
-
-    @property
-    def peak(self) -> float:
-        """Bytes per GPU."""
-        return sum(self.parts.values())
+        if set(self.zero) - {0, 1, 2, 3}:
+            raise UserError(f"--zero {self.zero[-1]}: there are stages 0, 1, 2 and 3")
 
 
 def plan(config: PlanConfig) -> None:
-    """Print memory, parameters, time and money for each shape and ZeRO stage; write a report where asked.
+    """Print memory, parameters, operations, hours and dollars for each shape and ZeRO stage; write a report if asked.
 
-    Raises:
-        UserError: an unknown shape, GPU or setting of the recipe, new rows that are not given, no such tokens.
+    Raises UserError: an unknown shape, GPU or setting of a recipe, new rows that are not given, no such tokens.
     """
-    stage, own_zero = read_recipes(config.recipe)
-    kinds = [find_gpu(name) for name in config.gpu or ["rtx4090", "a40", "a100-80", "h100-80", "h200-141"]]
-    tokens, block = _tokens(config, stage)
-    plans = []
-    for name, values, new_rows in _shapes(config):
-        for zero in _stages(config, own_zero):
-            job = job_of(stage, shape_config(values, config.rows), new_rows, block, config.gpus, zero)
-            job = replace(job, cpu=[kind.name for kind in kinds] == ["cpu"])
-            counts = count(job)
-            moment, parts = memory(job, counts, config.overhead * GIB)
-            plans.append(
-                Planned(f"{name} ZeRO-{zero.stage}" if zero.stage else name, job, counts, moment, parts)
-            )
-    tokens = _all_tokens(tokens, stage, plans[0].job)
-    costs = [_cost(planned, kinds, tokens, config.utilisation) for planned in plans]
-    show(plans, costs, tokens, config.utilisation)
+    recipe, deepspeed = read_recipes(config.recipe)
+    tokens, block = _tokens(config, recipe)
+    gpus = dict(map(find_gpu, config.gpu))
+    device = "cpu" if [*gpus] == ["cpu"] else "cuda"
+    estimates = {}
+    for name, (model, new_rows) in _models(config, recipe).items():
+        for one in read_sharding(deepspeed, config.zero, config.offload):
+            job = Job(recipe, model, new_rows, block, config.gpus, one, device)
+            estimates[f"{name} ZeRO-{one.stage}" if one.stage else name] = estimate(job, gpus, tokens, config)
+    columns = [*estimates.values()]
+    tables = {t: {row: [c[t][row] for c in columns] for row in rows} for t, rows in columns[0].items()}
+    train = recipe.train
+    say(
+        f"{tokens:.3g} tokens, {config.gpus} GPUs x {train.per_device_train_batch_size} blocks of {block}, embeddings "
+        f"{recipe.embeddings}, body {recipe.body}, bf16 {train.bf16}, checkpointing {train.gradient_checkpointing}"
+    )
+    for title, rows in tables.items():
+        print_table(title, ["", *estimates], [[row, *values] for row, values in rows.items()])
+    say("prices and utilisation are assumptions (--gpu, --utilisation); hours leave communication out")
     if config.output:
         inputs = {"model": config.model} if config.model else {}
         with artifact.create(config.output, "report", "plan", config, inputs) as run:
-            report = {"tokens": tokens, "plans": [_report(p, c) for p, c in zip(plans, costs, strict=True)]}
-            artifact.write_json(run.path / "report.json", report)
-            write_image(plot(plans, kinds), run.path / "plan.png")
-            run.result = {"plans": len(plans)}
+            artifact.write_json(run.path / "report.json", {"tokens": tokens, "plans": estimates})
+            limits = {name: gpu.memory for name, gpu in gpus.items()}
+            figure = stacked_plot([*estimates], tables[MEMORY], limits, "GiB", "Memory per GPU at its peak")
+            write_image(figure, run.path / "plan.png")
+            run.result = {"plans": len(estimates)}
         say(f"{config.output}: report.json, plan.png")
 
 
-def read_recipes(files: Sequence[str]) -> tuple[Stage, Zero]:
-    """Parse recipes as `pretrain` or `sft` would, without what only a run needs, nor DeepSpeed started.
-
-    Raises:
-        UserError: whatever the command would refuse in them.
-    """
-    deepspeed, keys = None, set[str]()
-    files = [str(find_file(file)) for file in files]
-    arguments = [part for file in files for part in ("--config", file)]
-    unset = [
-        "--train.deepspeed=null",
-        "--train.use_cpu=true",
-        "--train.report_to=none",
-        "--model=-",
-        "--output=-",
-    ]
-    for file in files:
-        content = _content(file)
-        keys |= set(content)
-        train = content.get("train") or {}
-        deepspeed = train.get("deepspeed", content.get("train.deepspeed", deepspeed))
-    stage: Stage
-    if keys & SFT_ONLY:
-        stage = parse("sft", SftConfig, [*arguments, *unset, *([] if "data" in keys else ["--data=[]"])])
-    else:
-        stage = parse("pretrain", PretrainConfig, [*arguments, *unset, "--tokens=-"])
-    return stage, read_zero(Path(deepspeed)) if deepspeed else Zero()
-
-
-def _content(file: str) -> dict[str, Any]:
-    """A recipe's mapping, or an empty one: parse says what is wrong with it."""
+def _tokens(config: PlanConfig, recipe: TrainingSettings) -> tuple[float, int]:
+    """Tokens of the whole run (its steps where the recipe says how many, else its epochs), and of a block."""
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def job_of(stage: Stage, shape: Any, new_rows: int, block: int, gpus: int, zero: Zero) -> Job:
-    """What a recipe makes of a model; raises UserError where new rows train and there are none."""
-    if stage.body in ("prefix", "adaption") or stage.quantise:
-        raise UserError(
-            f"body {stage.body}, quantise {str(stage.quantise).lower()}: plan counts neither prompts nor weights of "
-            "4 bits; plan --body lora without quantise, which takes more"
-        )
-    if stage.embeddings == "new" and not new_rows:
-        raise UserError(
-            "embeddings new: say how many rows are new with --new-rows, or plan a resized --model"
-        )
-    return Job(
-        config=shape,
-        new_rows=new_rows,
-        embeddings=stage.embeddings,
-        body=stage.body,
-        lora=stage.lora,
-        bf16=bool(stage.train.bf16),
-        checkpointing=bool(stage.train.gradient_checkpointing),
-        batch=stage.train.per_device_train_batch_size,
-        block=block,
-        accumulation=stage.train.gradient_accumulation_steps,
-        gpus=gpus,
-        zero=zero,
-    )
-
-
-def _tokens(config: PlanConfig, stage: Stage) -> tuple[float, int]:
-    """How many tokens an epoch has, and the size of a block."""
-    block = stage.block_size if isinstance(stage, SftConfig) else 1024
-    try:
-        return float(config.tokens), config.block_size or block
+        tokens, block = float(config.tokens), getattr(recipe, "block_size", 1024)
     except ValueError:
         ids = TokensDirectory.open(config.tokens).blocks().ids
-        return float(ids.size), config.block_size or ids.shape[1]
+        tokens, block = float(ids.size), ids.shape[1]
+    train, block = recipe.train, config.block_size or block
+    step = train.per_device_train_batch_size * train.gradient_accumulation_steps * config.gpus * block
+    return float(train.max_steps * step if train.max_steps > 0 else tokens * train.num_train_epochs), block
 
 
-def _all_tokens(tokens: float, stage: Stage, job: Job) -> float:
-    """Tokens of the whole run: its steps where the recipe says how many, else its epochs."""
-    train = stage.train
-    if train.max_steps > 0:
-        return float(train.max_steps * job.batch * job.block * job.accumulation * job.gpus)
-    return tokens * float(train.num_train_epochs)
-
-
-def _shapes(config: PlanConfig) -> list[tuple[str, dict[str, Any], int]]:
-    """Name, content of config.json with its final rows, and number of new rows of each model."""
+def _models(config: PlanConfig, recipe: TrainingSettings) -> dict[str, tuple[Any, int]]:
+    """By name a transformers config with its final rows, and how many of them are new."""
+    found = {}
     if config.model:
         model = ModelDirectory.open(config.model)
         new = model.new_rows if config.new_rows is None else config.new_rows
-        return [(model.path.name, model.config, new)]
-    found = []
+        found[model.path.name] = (shape_config(model.config, config.rows or model.config["vocab_size"]), new)
     for name in config.shape:
-        own = known_shape(name)["vocab_size"]
+        if name not in SHAPES:
+            raise UserError(f"--shape {name}: none of {', '.join(SHAPES)}; give another's --model")
+        own = SHAPES[name]["vocab_size"]
         new = max(0, (config.rows or own) - own) if config.new_rows is None else config.new_rows
-        found.append((name, known_shape(name, new), new))
+        found[name] = (shape_config(SHAPES[name], config.rows or own + new), new)
+    if recipe.body in ("prefix", "adaption") or recipe.quantise:
+        raise UserError("plan counts neither prompts nor weights of 4 bits: plan body lora, which takes more")
+    if recipe.embeddings == "new" and not all(new for _, new in found.values()):
+        raise UserError("embeddings new: say how many with --new-rows, or plan a resized --model")
     return found
 
 
-def _stages(config: PlanConfig, zero: Zero) -> list[Zero]:
-    if config.offload is not None:
-        zero = replace(
-            zero, optimizer_on_cpu=config.offload != "none", weights_on_cpu=config.offload == "all"
-        )
-    return [with_stage(zero, stage) for stage in config.zero or [zero.stage]]
-
-
-def _cost(planned: Planned, kinds: list[Gpu], tokens: float, utilisation: float) -> dict[str, Any]:
-    """Operations per token, and for each kind whether it fits, hours and dollars."""
-    parts = flops_per_token(planned.job, planned.counts)
-    kinds_: dict[str, Any] = {}
-    for kind in kinds:
-        taken = hours(sum(parts.values()) * tokens, kind, planned.job.gpus, utilisation)
-        kinds_[kind.name] = {
-            "memory_gib": kind.memory,
-            "fits": planned.peak <= kind.memory * GIB,
-            "hours": taken,
-            "dollars": taken * planned.job.gpus * kind.price,
-        }
-    return {"flops_per_token": parts, "kinds": kinds_}
-
-
-def show(
-    plans: Sequence[Planned], costs: Sequence[dict[str, Any]], tokens: float, utilisation: float
-) -> None:
-    """Three tables: memory per GPU by part, parameters and operations, time and money."""
-    job, names = plans[0].job, [p.name for p in plans]
-    say(
-        f"{job.gpus} GPUs x {job.batch} blocks of {job.block} x accumulation {job.accumulation}, "
-        f"{'bf16' if job.bf16 else 'float32'}, activation checkpointing {'on' if job.checkpointing else 'off'}, "
-        f"embeddings {job.embeddings}, body {f'LoRA rank {job.lora.rank}' if job.body == 'lora' else job.body}"
-    )
-    rows: list[list[object]] = [[part, *(p.parts[part] / GIB for p in plans)] for part in PARTS]
-    rows = [row for row in rows if any(row[1:])]
-    rows.append(["sum", *(p.peak / GIB for p in plans)])
-    rows.append(["at its peak in", *(p.moment for p in plans)])
-    if any(host_memory(p.job, p.counts) for p in plans):
-        rows.append(["RAM per GPU, offloaded", *(host_memory(p.job, p.counts) / GIB for p in plans)])
-    print_table("Memory per GPU, GiB", ["", *names], rows)
-    counted: list[list[object]] = [
-        *([part, *(_parameters(p.counts)[part] for p in plans)] for part in _parameters(plans[0].counts)),
-        *(
-            [f"GFLOP per token, {part}", *(cost["flops_per_token"][part] / 1e9 for cost in costs)]
-            for part in costs[0]["flops_per_token"]
-        ),
-    ]
-    print_table("Parameters and operations", ["", *names], counted)
-    priced = [
-        [p.name, kind, *(found["memory_gib"], p.peak / GIB, found["fits"], found["hours"], found["dollars"])]
-        for p, cost in zip(plans, costs, strict=True)
-        for kind, found in cost["kinds"].items()
-    ]
-    header = ["model", "GPU", "GiB", "needed", "fits", "hours", "dollars"]
-    print_table(f"{tokens:.3g} tokens at {utilisation:.0%} of the peak (an assumption)", header, priced)
-    say(
-        "prices are assumptions too (--gpu NAME=MEMORY,TFLOPS,PRICE sets yours); hours leave communication out"
-    )
-
-
-def _parameters(counts: Counts) -> dict[str, int]:
+def estimate(job: Job, gpus: dict[str, Gpu], tokens: float, config: PlanConfig) -> dict[str, dict[str, Any]]:
+    """What is printed and written of one run, by table and row."""
+    traced = trace(job)
+    moment, parts = max(memory(job, traced).items(), key=lambda item: sum(item[1].values()))
+    parts["runtime overhead"] = config.overhead * GIB
+    peak, flops = sum(parts.values()) / GIB, flops_per_token(job, traced)
+    speed = config.utilisation * 1e12 * 3600 * job.gpus
+    hours = {name: sum(flops.values()) * tokens / (gpu.tflops * speed) for name, gpu in gpus.items()}
     return {
-        "LoRA": counts.adapters,
-        "body": counts.body,
-        "embedding rows": counts.input_rows + counts.output_rows,
-        "trained": counts.trained,
-        "all": counts.total,
+        MEMORY: {part: size / GIB for part, size in parts.items()},
+        "peak": {"GiB per GPU": peak, "at": moment, "GiB of RAM per GPU": host_memory(job, traced) / GIB},
+        "fits": {name: peak <= gpu.memory for name, gpu in gpus.items()},
+        "parameters": {"trained": traced.trained, "all": traced.total},
+        "GFLOP per token": {part: count / 1e9 for part, count in flops.items()},
+        "hours": hours,
+        "dollars": {name: hours[name] * job.gpus * gpu.price for name, gpu in gpus.items()},
     }
 
 
-def _report(planned: Planned, cost: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": planned.name,
-        "peak_bytes": planned.peak,
-        "moment": planned.moment,
-        "memory_bytes": planned.parts,
-        "host_bytes": host_memory(planned.job, planned.counts),
-        "parameters": _parameters(planned.counts),
-        **cost,
-    }
+def find_gpu(text: str) -> tuple[str, Gpu]:
+    """A kind's name and values, from its name or `NAME=GIB,TFLOPS,DOLLARS`; raises UserError."""
+    name, equals, values = text.partition("=")
+    try:
+        gpu = Gpu(*map(float, values.split(","))) if equals else GPUS[name]
+    except (ValueError, TypeError, KeyError):
+        gpu = Gpu(0, 0, 0)
+    if min(gpu.memory, gpu.tflops) <= 0 or gpu.price < 0:
+        raise UserError(f"--gpu {text}: neither {', '.join(GPUS)} nor NAME=GIB,TFLOPS,DOLLARS above 0")
+    return name, gpu
 
 
-def plot(plans: Sequence[Planned], kinds: Sequence[Gpu]) -> Figure | None:
-    """Memory per GPU by part, a bar for each plan, and a line for each kind of GPU."""
-    parts = {part: [p.parts[part] / GIB for p in plans] for part in PARTS}
-    series = {part: values for part, values in parts.items() if any(values)}
-    limits = {kind.name: kind.memory for kind in kinds}
-    return stacked_plot([p.name for p in plans], series, limits, "GiB", "Memory per GPU at a step's peak")
+def flops_per_token(job: Job, traced: Traced) -> dict[str, float]:
+    """Floating-point operations per token of a planned run, by part."""
+    frozen, learnt = (0, traced.matrices) if job.recipe.body == "full" else (traced.matrices, traced.adapters)
+    parts = operations(job.config, job.block, frozen, learnt, traced.rows)
+    again = parts["forward"] + parts["attention"] / 3 if job.recipe.train.gradient_checkpointing else 0.0
+    return {**parts, "recomputation": again}

@@ -1,8 +1,6 @@
-"""One decoder layer run on fake tensors: its parameters, what autograd keeps of it, and its peak, without a byte of it.
+"""A model's parameters, and what autograd keeps of its layers, from two layers and one run on fake tensors.
 
-Fake tensors (torch's FakeTensorMode) have shapes, dtypes and lifetimes but no memory, so a layer of 65B is traced on a
-laptop. Nothing is fitted: the layer is the installed transformers' own, with peft's adapters, under the same autocast,
-scaled dot-product attention and checkpointing as in training.
+Fake tensors have shapes, dtypes and lifetimes but no memory: 65B is traced on a laptop, and nothing is fitted.
 """
 
 from __future__ import annotations
@@ -10,181 +8,110 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zhllama.model.adapter import Body, LoraSettings, lora_config
+from zhllama.model.adapter import lora_config
 from zhllama.model.fast.install import install
+from zhllama.plan.job import Job
 
 
-@dataclass(frozen=True)
-class Span:
-    """Bytes of a module's forward and backward pass, above its weights and its input."""
+class Traced(NamedTuple):
+    """Numbers of parameters, and bytes of activations."""
 
-    kept: int
-    """Alive between forward and backward: what autograd saved, and the output."""
-    peak: int
-    """Most alive at any moment of both passes, gradients of its own weights included."""
-    output: int
-    """Bytes per element of the output."""
-
-
-@dataclass(frozen=True)
-class Traced:
-    """Counts (parameters) and spans (bytes) of one layer and of the final norm."""
-
-    matrices: int
-    """Parameters of the layer's linear layers."""
-    frozen: int
-    """Parameters of the layer that do not train."""
-    adapters: int
-    """Trained parameters that are LoRA's, DoRA's magnitudes included."""
+    total: int  # all parameters, frozen ones and adapters included; tied ends once
     trained: int
-    """Trained parameters of the layer: the adapters, or all of it."""
-    largest: int
-    """Parameters of the largest trained tensor."""
-    norm: int
-    """Parameters of the norm behind the last layer."""
-    attention: int
-    """Width of all heads together."""
-    layer: Span
-    final: Span
+    rows: int  # trained ones of an end
+    matrices: int  # of a layer: its linear layers', frozen or not
+    adapters: int  # of a layer: LoRA's, DoRA's magnitudes included
+    kept: int  # bytes alive between forward and backward pass
+    layer_kept: int
+    peak: int  # most bytes at any moment if there were one layer, gradients of its weights included
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that operators make, until they are freed; what was there before costs nothing."""
+    """Bytes of the storages that operators have made and nobody has freed, and most of them at any moment."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._known: set[int] = set()
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            self._meet(tensor, counted=False)
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            self._meet(tensor, counted=True)
+        given, made = (
+            {t.untyped_storage()._cdata: t.untyped_storage() for t in tree_leaves(tree) if torch.is_tensor(t)}
+            for tree in ((args, kwargs), result)
+        )
+        for key in made.keys() - given.keys():  # neither a view nor written in place
+            self.sizes[key] = made[key].nbytes()
+            weakref.finalize(made[key], self.sizes.pop, key)
+        self.peak = max(self.peak, sum(self.sizes.values()))
         return result
 
-    def _meet(self, tensor: Any, counted: bool) -> None:
-        if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in self._known:
-            return
-        storage = tensor.untyped_storage()
-        size = storage.nbytes() if counted else 0
-        self._known.add(storage._cdata)
-        weakref.finalize(storage, self._free, storage._cdata, size)
-        self.live += size
-        self.peak = max(self.peak, self.live)
 
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
-def trace(
-    config: Any,
-    body: Body,
-    lora: LoraSettings | None,
-    batch: int,
-    block: int,
-    weights: torch.dtype,
-    trained: torch.dtype,
-    stream: torch.dtype,
-    checkpointing: bool,
-    kind: str,
-) -> Traced:
-    """Trace one layer of the model that a transformers config describes.
-
-    Args:
-        batch, block: sequences and tokens of one pass.
-        weights, trained: what frozen and trained weights are held in; autocast to `weights` where they differ.
-        stream: what the embedding gives, hence the residual stream.
-        checkpointing: run the layer as training does with gradient checkpointing.
-        kind: of the device that it is planned for, cpu or cuda.
-    """
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = 1
-    config.use_cache = False
-    model = _model(config, body, lora, kind)
-    with FakeTensorMode():
-        _materialise(model, weights, trained)
-        decoder = model.get_decoder()
-        layer = decoder.layers[0].train()
-        if checkpointing:  # the state of random numbers is a real tensor, which fake ones do not mix with
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=_CHECKPOINTING)
-        states = torch.empty(batch, block, config.hidden_size, dtype=stream, requires_grad=True)
-        positions = torch.zeros(batch, block, dtype=torch.long)
-        context = {
-            "attention_mask": torch.ones(batch, 1, block, block, dtype=torch.bool),
-            "position_ids": positions,
-            "position_embeddings": decoder.rotary_emb(states, positions),
-        }
-        mixed = torch.autocast("cpu", weights) if weights != trained else nullcontext()
-        span = _span(lambda: layer(states, **context), mixed)
-        final = _span(lambda: decoder.norm(states), nullcontext())
+def trace(job: Job) -> Traced:
+    """Count and trace two layers and one of a job's model; the others are like the second."""
+    model, config, depth = _model(job), job.config, job.config.num_hidden_layers
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # Unlike meta tensors, fake ones know a device and so take autocast and its attention kernels.
+        decoder = model.to_empty(device="cpu").get_decoder().train()
+        two, _ = _run(decoder, job)
+        decoder.layers = decoder.layers[:1]
+        one, peak = _run(decoder, job)
+    layer, norm = dict(decoder.layers.named_parameters()), sum(p.numel() for p in decoder.norm.parameters())
+    trained = sum(p.numel() for p in layer.values() if p.requires_grad)
+    width, ends = config.hidden_size, 1 if config.tie_word_embeddings else 2
+    rows = {"new": job.new_rows, "all": config.vocab_size, "none": 0}[job.recipe.embeddings] * width
     return Traced(
-        matrices=sum(m.weight.numel() for n, m in layer.named_modules() if _is_matrix(n, m)),
-        frozen=sum(p.numel() for p in layer.parameters() if not p.requires_grad),
-        adapters=sum(p.numel() for n, p in layer.named_parameters() if "lora_" in n),
-        trained=sum(p.numel() for p in layer.parameters() if p.requires_grad),
-        largest=max((p.numel() for p in layer.parameters() if p.requires_grad), default=0),
-        norm=sum(p.numel() for p in decoder.norm.parameters()),
-        attention=config.num_attention_heads * layer.self_attn.head_dim,
-        layer=span,
-        final=final,
+        total=depth * sum(p.numel() for p in layer.values()) + norm + ends * config.vocab_size * width,
+        trained=depth * trained + ends * rows + (norm if job.recipe.body == "full" else 0),
+        rows=rows,
+        matrices=sum(p.numel() for name, p in layer.items() if p.dim() == 2 and "lora_" not in name),
+        adapters=sum(p.numel() for name, p in layer.items() if "lora_" in name),
+        kept=one + (depth - 1) * (two - one),
+        layer_kept=two - one,
+        peak=peak,
     )
 
 
-_CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
-
-
-def _is_matrix(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and "lora_" not in name
-
-
-def _model(config: Any, body: Body, lora: LoraSettings | None, kind: str) -> Any:
-    """The model on the meta device with what trains of its layer marked, as `load_trainable` does."""
+def _model(job: Job) -> Any:
+    """Two layers on the meta device with what trains of them marked, as `load_trainable` does."""
+    from peft import inject_adapter_in_model
     from transformers import AutoModelForCausalLM
 
+    config, body = copy.deepcopy(job.config), job.recipe.body
+    config.num_hidden_layers, config.use_cache = 2, False
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-        if body == "lora" and lora is not None:
-            from peft import inject_adapter_in_model
-
-            model = inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
+        if body == "lora":
+            model = inject_adapter_in_model(lora_config(job.recipe.lora), model, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".layers." in name and (body == "full" or "lora_" in name))
-    install(model, kind)
+        parameter.data = parameter.data.to(job.trained_dtype if parameter.requires_grad else job.dtype)
+    install(model, job.device)
+    if job.recipe.train.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     return model
 
 
-def _materialise(model: nn.Module, weights: torch.dtype, trained: torch.dtype) -> None:
-    """Replace meta tensors by fake ones, which know a device and so take autocast and its attention kernels."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                dtype = trained if parameter.requires_grad else weights
-                data = torch.empty(parameter.shape, dtype=dtype)
-                module._parameters[name] = nn.Parameter(data, requires_grad=parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _span(run: Callable[[], Tensor], mixed: Any) -> Span:
-    with LiveBytes() as bytes_:
-        with mixed:
-            output = run()
-        gc.collect()
-        kept = bytes_.live
-        torch.autograd.backward(output, torch.empty_like(output))
-        return Span(kept, bytes_.peak, output.element_size())
+def _run(decoder: Any, job: Job) -> tuple[int, int]:
+    """Bytes kept between forward and backward pass, and most bytes at any moment."""
+    size = (job.recipe.train.per_device_train_batch_size, job.block)
+    stream = job.trained_dtype if job.recipe.embeddings == "all" else job.dtype
+    with LiveBytes() as live:
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.dtype != job.trained_dtype):
+            output = decoder(
+                inputs_embeds=torch.empty(*size, job.config.hidden_size, dtype=stream, requires_grad=True),
+                attention_mask=torch.ones(size[0], 1, size[1], size[1], dtype=torch.bool),
+                position_ids=torch.zeros(size, dtype=torch.long),
+            ).last_hidden_state
+            gc.collect()
+            kept = sum(live.sizes.values())  # with autocast's copies of weights: they last until the loss
+            output = output.sum()  # the states themselves are gone, as behind the loss
+        output.backward()
+    return kept, live.peak
