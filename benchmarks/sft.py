@@ -215,8 +215,9 @@ def losses(folder: Path) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM
 
     from zhllama.config import parse
-    from zhllama.model.adapter import RunDirectory, load_adapter
+    from zhllama.model.adapter import load_adapter
     from zhllama.model.directory import ModelDirectory
+    from zhllama.model.run_directory import RunDirectory
     from zhllama.model.trainable import load_trainable
     from zhllama.pack.conversations import pack_conversations
     from zhllama.train.sft import SftConfig, sft

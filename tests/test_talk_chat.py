@@ -12,8 +12,8 @@ import torch
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.conversation.formats import Message
-from zhllama.model.adapter import RunDirectory
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.run_directory import RunDirectory
 from zhllama.talk import chat as module
 from zhllama.talk.chat import ChatConfig, Speaker, chat
 

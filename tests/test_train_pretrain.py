@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from zhllama.artifact import fingerprint, read_record
 from zhllama.cli import main
+from zhllama.model.run_directory import SEAL, RunDirectory
 
 
 @pytest.fixture
@@ -203,3 +204,31 @@ def test_every_choice_trains_resumes_and_merges_into_what_it_measures(
     bits = {name: read_record(tmp_path / name)["result"]["t"] for name in ("base", "adapter", "model")}
     assert bits["model"] == pytest.approx(bits["adapter"], abs=2e-5)
     assert bits["model"] != pytest.approx(bits["base"], abs=4e-5)
+
+
+def test_a_chosen_checkpoint_merges_and_knows_its_base(
+    tmp_path: Path,
+    run: Callable[..., None],
+    extended_models: dict[str, Path],
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(tmp_path / "run", "--train.max-steps", 4, "--train.save-steps", 2)
+    rewrite_record(tmp_path / "run", result=None)  # as a run that was stopped leaves it
+    early = tmp_path / "run" / "checkpoint-2"
+    main(["merge-adapter", "--adapter", str(early), "--output", str(tmp_path / "merged")])
+    rows = load_file(early / "adapter_model.safetensors")[
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    ]
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(merged[-len(rows) :], rows.to(merged.dtype))
+    inputs = read_record(tmp_path / "merged")["inputs"]
+    assert (inputs["adapter"]["path"], inputs["model"]["path"]) == (str(early), str(extended_models[kind]))
+    late = tmp_path / "run" / "checkpoint-4"
+    assert RunDirectory.open(late).fingerprint != RunDirectory.open(early).fingerprint
+    (late / SEAL).unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["merge-adapter", "--adapter", str(late), "--output", str(tmp_path / "again")])
+    assert stop.value.code == 2
+    assert f"--adapter {late}: it was cut short while it was written" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()

@@ -8,9 +8,10 @@ from typing import Any
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.device import default_device, default_dtype
-from zhllama.model.adapter import Parts, RunDirectory, load_adapter
+from zhllama.model.adapter import Parts, load_adapter
 from zhllama.model.bits import measure, text_files
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.run_directory import RunDirectory
 from zhllama.model.trainable import TrainableModel, load_trainable
 from zhllama.page import Page, bar_plot
 from zhllama.terminal import print_table

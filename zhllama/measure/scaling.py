@@ -23,8 +23,8 @@ from zhllama.conversation.read import in_words, read_conversations
 from zhllama.conversation.settings import InstructionSource, MixtureSettings
 from zhllama.measure.evaluate import load_measured
 from zhllama.measure.overlap import rouge_l
-from zhllama.model.adapter import RunDirectory
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.run_directory import RunDirectory
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.conversations import pack_conversations
 from zhllama.page import Page, line_plot

@@ -6,13 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from zhllama.artifact import Opened, check_same
 from zhllama.config import UserError
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.prompt_tuning import (
@@ -95,55 +93,6 @@ class Parts:
             AdaptionSettings: "adaption",
         }
         return bodies.get(type(self.method), "none")
-
-
-class RunDirectory(Opened):
-    """What a finished run of pretrain or sft trained, and on which model."""
-
-    kind = "run"
-
-    @classmethod
-    def open(cls, source: str | Path, flag: str = "--adapter") -> Self:
-        """Look up a run directory; raises UserError where no finished adapter is inside."""
-        run = super().open(source, flag)
-        if not run.result or not run.weights.is_file():
-            raise UserError(f"{flag} {run}: no finished adapter inside; give the --output of pretrain or sft")
-        return run
-
-    @property
-    def weights(self) -> Path:
-        """The file of all that was trained."""
-        return self.path / ADAPTER_WEIGHTS
-
-    @property
-    def inputs(self) -> dict[str, dict[str, str]]:
-        """Path and fingerprint of what the run read, by setting."""
-        return dict(self.record["inputs"])
-
-    @cached_property
-    def parts(self) -> Parts:
-        """What the run has trained, by the saved files."""
-        return saved_parts(self.path)
-
-    def base(self, given: str | None = None) -> ModelDirectory:
-        """The model that the run was trained on: where it was, or `given` where it has moved since.
-
-        Raises:
-            UserError: there is none, or it is not that model byte for byte.
-        """
-        model = ModelDirectory.open(given or self.inputs["model"]["path"])
-        self.check_base(model)
-        return model
-
-    def check_base(self, model: ModelDirectory) -> None:
-        """Raise UserError unless `model` is byte for byte the one that the run was trained on."""
-        check_same(
-            f"the base of --adapter {self}",
-            self.inputs["model"]["fingerprint"],
-            f"--model {model}",
-            model.fingerprint,
-            f"give the model it was trained on ({self.inputs['model']['path']})",
-        )
 
 
 def lora_config(lora: LoraSettings | None) -> Any:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from zhllama import artifact
 from zhllama.config import UserError
-from zhllama.model.adapter import PREFIX, ROWS_KEY, LoraSettings, RunDirectory
+from zhllama.model.adapter import PREFIX, ROWS_KEY, LoraSettings
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
+from zhllama.model.run_directory import RunDirectory
 from zhllama.model.weights import copy_tokenizer, load_model, read_tensor, rewrite
 from zhllama.terminal import say, warn
 

@@ -14,9 +14,9 @@ from zhllama.config import UserError, as_given
 from zhllama.conversation.formats import Message
 from zhllama.conversation.prompts import encode_prompt, read_prompts
 from zhllama.device import default_device, default_dtype
-from zhllama.model.adapter import RunDirectory
 from zhllama.model.directory import ModelDirectory
 from zhllama.model.merge import open_adapter
+from zhllama.model.run_directory import RunDirectory
 from zhllama.model.weights import load_model
 from zhllama.rows import read_written
 from zhllama.talk.generate import Reply, batches, end_ids, generate, room

@@ -10,13 +10,12 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME
 
 from zhllama.config import UserError
-from zhllama.model.adapter import ADAPTER_WEIGHTS, RunDirectory, adapter_key
+from zhllama.model.adapter import ADAPTER_WEIGHTS, adapter_key
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
+from zhllama.model.run_directory import SEAL, RunDirectory
 from zhllama.model.trainable import TrainableModel, last_rows
 from zhllama.model.weights import read_tensor
 
-# An empty file in the checkpoint's folder, written last.
-SEAL = "complete"
 # Of each trained parameter: the adapter, Adam's two averages, DeepSpeed's master copy.
 STATE_BYTES = 4 + 8 + 4
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from zhllama.config import UserError
-from zhllama.model.adapter import LoraSettings, Parts, RunDirectory, load_adapter
+from zhllama.model.adapter import LoraSettings, Parts, load_adapter
 from zhllama.model.directory import ModelDirectory
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings, check_adaption
+from zhllama.model.run_directory import RunDirectory
 from zhllama.model.trainable import TrainableModel
 
 

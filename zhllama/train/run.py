@@ -15,8 +15,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from zhllama import artifact
 from zhllama.config import UserError
 from zhllama.device import remove_shared_file
-from zhllama.model.adapter import Parts, RunDirectory, parameter_count, part_of
+from zhllama.model.adapter import Parts, parameter_count, part_of
 from zhllama.model.directory import ModelDirectory
+from zhllama.model.run_directory import RunDirectory
 from zhllama.model.trainable import TrainableModel, check_parts, load_trainable
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say

@@ -18,7 +18,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from zhllama.config import UserError
 from zhllama.model.adapter import (
     LoraSettings,
-    RunDirectory,
     gathered_state,
     load_adapter,
     parameter_count,
@@ -29,6 +28,7 @@ from zhllama.model.change import norms_of_change
 from zhllama.model.directory import ModelDirectory
 from zhllama.model.fast.loss import IGNORED
 from zhllama.model.operations import flops_of
+from zhllama.model.run_directory import RunDirectory
 from zhllama.model.trainable import TrainableModel
 from zhllama.pack.blocks import Blocks
 from zhllama.terminal import say
