@@ -80,15 +80,18 @@ def test_transformers_opens_it_and_predicts_the_same(model: Path, tmp_path: Path
 
 def test_the_config_changes_in_the_dtype_only(model: Path, tmp_path: Path) -> None:
     output = exported(model, tmp_path, "float16")
-    assert read(output / "config.json") == {**read(model / "config.json"), "dtype": "float16"}
+    assert read(output / "config.json") == {
+        **read(model / "config.json"),
+        "dtype": "float16",
+        "torch_dtype": "float16",
+    }
 
 
-def test_the_older_name_of_the_dtype_goes(tmp_path: Path, bytelevel_model_dir: Path) -> None:
+def test_both_names_of_the_dtype_say_what_was_written(tmp_path: Path, bytelevel_model_dir: Path) -> None:
     model = shutil.copytree(bytelevel_model_dir, tmp_path / "model")
     edit_config(model, torch_dtype="float32")
     config = read(exported(model, tmp_path) / "config.json")
-    assert "torch_dtype" not in config
-    assert config["dtype"] == "bfloat16"
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
 
 
 def test_tokenizer_template_and_generation_settings_come_along(model: Path, tmp_path: Path) -> None:
@@ -141,7 +144,10 @@ def test_shards_stay_shards(tmp_path: Path, sentencepiece_model_dir: Path) -> No
     )
     output = exported(model, tmp_path)
     elements = sum(tensor.numel() for tensor in weights.values())
-    assert read(output / INDEX) == {"metadata": {"total_size": 2 * elements}, "weight_map": placed}
+    assert read(output / INDEX) == {
+        "metadata": {"total_size": 2 * elements, "total_parameters": elements},
+        "weight_map": placed,
+    }
     for file in set(placed.values()):
         assert list(load_file(output / file)) == list(load_file(model / file))
     loaded = AutoModelForCausalLM.from_pretrained(output).state_dict()

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -19,6 +20,7 @@ from zhllama.model import resize
 from zhllama.model.bits import passages
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.resize import InitSettings, ResizeConfig, new_rows, resize_embeddings
+from zhllama.tokenizer.load import load
 
 EXACT = InitSettings(noise=0.0)
 MATRIX = torch.tensor([[1.0, 0.0], [0.0, 2.0], [4.0, 4.0], [-1.0, 2.0]])
@@ -358,3 +360,67 @@ def test_a_text_that_is_not_there(config: ResizeConfig) -> None:
     with pytest.raises(UserError, match=r"--text own=none.txt: no such file: none.txt"):
         resize_embeddings(replace(config, measure=True, text=["own=none.txt"]))
     assert not Path(config.output).exists()
+
+
+def test_every_end_of_the_base_stays_one(tmp_path: Path, config: ResizeConfig) -> None:
+    base = shutil.copytree(config.model, tmp_path / "base")
+    (base / "generation_config.json").write_text('{"eos_token_id": [5, 7], "top_p": 0.8}')
+    resize_embeddings(replace(config, model=str(base)))
+    written = json.loads((Path(config.output) / "generation_config.json").read_text())
+    own = load(config.output)
+    assert (written["eos_token_id"], written["top_p"]) == ([own.eos_id(), 5, 7], 0.8)
+
+
+def test_the_config_says_what_the_weights_lie_in(tmp_path: Path, config: ResizeConfig) -> None:
+    base = shutil.copytree(config.model, tmp_path / "base")
+    settings = json.loads((base / "config.json").read_text()) | {"torch_dtype": "float16"}
+    settings.pop("dtype", None)
+    (base / "config.json").write_text(json.dumps(settings))
+    resize_embeddings(replace(config, model=str(base)))
+    written = json.loads((Path(config.output) / "config.json").read_text())
+    assert written["dtype"] == written["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensor", "how"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, None, "gptq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, None, "bitsandbytes"),
+        ({"compression_config": {"format": "int-quantized"}}, None, "int-quantized"),
+        ({}, "model.layers.0.mlp.up_proj.qweight", "I32 in model.layers.0.mlp.up_proj.qweight"),
+        ({}, "model.layers.0.mlp.up_proj.float8", "F8_E4M3 in model.layers.0.mlp.up_proj.float8"),
+    ],
+)
+def test_quantised_bases_are_refused(
+    tmp_path: Path, config: ResizeConfig, settings: dict[str, Any], tensor: str | None, how: str
+) -> None:
+    base = shutil.copytree(config.model, tmp_path / "base")
+    (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | settings))
+    if tensor:
+        kind = torch.int32 if tensor.endswith("qweight") else torch.float8_e4m3fn
+        whole = load_file(base / "model.safetensors") | {tensor: torch.zeros(2, 2).to(kind)}
+        save_file(whole, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"its weights are quantised \(.*({how}).*\), and only plain ones"):
+        resize_embeddings(replace(config, model=str(base), measure=False))
+    assert not Path(config.output).exists()
+
+
+def test_an_output_matrix_that_is_not_there_is_named(tmp_path: Path, config: ResizeConfig) -> None:
+    base = shutil.copytree(config.model, tmp_path / "base")
+    settings = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (base / "config.json").write_text(json.dumps(settings))
+    weights = load_file(base / "model.safetensors")
+    weights.pop("lm_head.weight", None)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"tie_word_embeddings false\), and there is no lm_head.weight"):
+        resize_embeddings(replace(config, model=str(base), measure=False))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_was_not_downloaded_whole_is_named(
+    tmp_path: Path, config: ResizeConfig, name: str
+) -> None:
+    base = shutil.copytree(config.model, tmp_path / "base")
+    (base / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=f"{name} is no .*download it again"):
+        resize_embeddings(replace(config, model=str(base), measure=False))

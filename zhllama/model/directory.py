@@ -19,6 +19,9 @@ SINGLE = "model.safetensors"
 # The ends' names in every checkpoint of the LLaMA family.
 INPUT_KEY = "model.embed_tokens.weight"
 OUTPUT_KEY = "lm_head.weight"
+QUANTISED = ("quantization_config", "compression_config")  # of config.json
+# Of tensors: GPTQ's and AWQ's packed weights, scales of FP8 and INT8, bitsandbytes' block maxima.
+QUANTISED_ENDS = (".qweight", ".weight_scale", ".weight_scale_inv", ".weight_packed", ".absmax", ".SCB")
 
 
 class ModelDirectory(HubDirectory):
@@ -39,8 +42,23 @@ class ModelDirectory(HubDirectory):
             raise UserError(
                 f"{self.flag} {self}: no config.json inside; a Hugging Face model directory is needed"
             )
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return self._json(file)
+
+    def _json(self, file: Path) -> dict[str, Any]:
+        """A JSON file of this directory; raises UserError where it is none."""
+        try:
+            content: Any = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as problem:  # a pointer of Git LFS, or a download that was cut short
+            raise UserError(f"{self.flag} {self}: {file.name} is no JSON; download it again") from problem
+        if not isinstance(content, dict):
+            raise UserError(f"{self.flag} {self}: {file.name} is no JSON object; download it again")
         return content
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """The content of `generation_config.json`; empty where there is none."""
+        file = self.path / "generation_config.json"
+        return self._json(file) if file.is_file() else {}
 
     @cached_property
     def tokenizer(self) -> Loaded:
@@ -93,13 +111,42 @@ class ModelDirectory(HubDirectory):
         """The weight files in order; raises UserError where there are none or one is missing."""
         names = [SINGLE]
         if (self.path / INDEX).is_file():
-            index = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
             # The index names a file once for each tensor in it.
-            names = sorted(set(index["weight_map"].values()))
+            names = sorted(set(self._json(self.path / INDEX).get("weight_map", {}).values()))
         for name in names:
             if not (self.path / name).is_file():
                 raise UserError(f"{self.flag} {self}: no {name} inside (only safetensors weights are read)")
         return [self.path / name for name in names]
+
+    def check_plain(self) -> None:
+        """Refuse quantised weights: what we write of them, as if they were plain, no reader could make sense of.
+
+        Raises:
+            UserError: names how they are quantised, or a file that is no safetensors file.
+        """
+        found = next((self.config[key] for key in QUANTISED if self.config.get(key)), None)
+        how = found.get("quant_method", found.get("format")) if isinstance(found, dict) else found
+        for shard in self.shards if how is None else ():
+            for name, dtype in self._dtypes(shard).items():
+                if dtype.startswith("F8") or name.endswith(QUANTISED_ENDS):
+                    how = f"{dtype} in {name}"
+        if how is not None:
+            raise UserError(
+                f"{self.flag} {self}: its weights are quantised ({how}), and only plain ones are read; give the model in "
+                "bfloat16, float16 or float32"
+            )
+
+    def _dtypes(self, shard: Path) -> dict[str, str]:
+        """What each tensor of a file is stored in, by the format's names."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(shard, framework="pt") as file:
+                return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as problem:
+            raise UserError(
+                f"{self.flag} {self}: {shard.name} is no whole safetensors file; download it again"
+            ) from problem
 
     @contextmanager
     def tensor(self, key: str) -> Iterator[Any]:
@@ -116,4 +163,9 @@ class ModelDirectory(HubDirectory):
                 if key in file.keys():  # noqa: SIM118 - not a dict
                     yield file.get_slice(key)
                     return
+        if key == OUTPUT_KEY:
+            raise UserError(
+                f"{self}: its config.json says that the output matrix is one of its own (tie_word_embeddings false), and "
+                f"there is no {key}; say true if the model is tied, or bring the file that holds it"
+            )
         raise UserError(f"{self}: no tensor {key}; a LLaMA-family checkpoint is needed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ import torch
 
 from zhllama import artifact
 from zhllama.model.directory import ModelDirectory
-from zhllama.model.weights import copy_tokenizer, rewrite
+from zhllama.model.weights import copy_tokenizer, rewrite, write_config
 from zhllama.terminal import say
 
 
@@ -34,8 +33,7 @@ def export(config: ExportConfig) -> None:
         UserError: no model there, or weights other than safetensors.
     """
     source = ModelDirectory.open(config.model)
-    settings = dict(source.config)
-    settings.pop("torch_dtype", None)  # what transformers called it before dtype
+    source.check_plain()
     dtype: torch.dtype = getattr(torch, config.dtype)
     with artifact.create(config.output, "model", "export", config, {"model": source}) as run:
         rewrite(
@@ -45,10 +43,7 @@ def export(config: ExportConfig) -> None:
             lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
             "exporting",
         )
-        settings |= {"dtype": config.dtype}
-        (run.path / "config.json").write_text(
-            json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8"
-        )
+        write_config(source, run.path, config.dtype)
         if (source.path / "generation_config.json").is_file():
             shutil.copyfile(source.path / "generation_config.json", run.path / "generation_config.json")
         copy_tokenizer(source.path, run.path)

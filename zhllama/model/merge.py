@@ -16,7 +16,14 @@ from zhllama.config import UserError
 from zhllama.model.adapter import PREFIX, ROWS_KEY, LoraSettings
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.run_directory import RunDirectory
-from zhllama.model.weights import copy_tokenizer, load_model, read_tensor, rewrite
+from zhllama.model.weights import (
+    copy_tokenizer,
+    load_model,
+    read_tensor,
+    rewrite,
+    stored_dtype,
+    write_config,
+)
 from zhllama.terminal import say, warn
 
 # Tokens of the base and new ones, digits, and a newline.
@@ -54,6 +61,7 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
         raise UserError("--adapter: give at least one run directory of pretrain or sft")
     runs = [_mergeable(given) for given in config.adapter]
     base = runs[0].base(config.model)
+    base.check_plain()
     adding = [late for place, late in enumerate(runs) if place and _adds(late, runs[:place], base)]
     for late in adding:
         warn(
@@ -63,9 +71,9 @@ def merge_adapter(config: MergeAdapterConfig) -> None:
     inputs = {**dict(zip(names, runs, strict=True)), "model": base}
     with artifact.create(config.output, "model", "merge-adapter", config, inputs) as run:
         rewrite(base, run.path, fold_all(runs, base), "merging")
-        for name in ("config.json", "generation_config.json"):
-            if (base.path / name).is_file():
-                shutil.copyfile(base.path / name, run.path / name)
+        write_config(base, run.path, stored_dtype(base))
+        if base.generation:
+            shutil.copyfile(base.path / "generation_config.json", run.path / "generation_config.json")
         copy_tokenizer(base.path, run.path)
         # While the directory is unfinished: where the predictions differ, `create` removes it.
         merged = ModelDirectory.unfinished(run.path)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from zhllama.model.adapter import Parts
 from zhllama.model.bits import measure, passages, text_files
 from zhllama.model.directory import INPUT_KEY, OUTPUT_KEY, ModelDirectory
 from zhllama.model.trainable import load_trainable
-from zhllama.model.weights import copy_tokenizer, rewrite
+from zhllama.model.weights import copy_tokenizer, rewrite, stored_dtype, write_config
 from zhllama.terminal import print_table, say, warn
 from zhllama.tokenizer.load import Loaded, TokenizerDirectory, load_opened
 
@@ -74,6 +73,7 @@ def resize_embeddings(config: ResizeConfig) -> None:
             not there.
     """
     source = ModelDirectory.open(config.model)
+    source.check_plain()
     new = open_merged(config.tokenizer, source)
     texts, tied = text_files(config.text), source.tied
     inputs: dict[str, artifact.Input] = {"model": source, "tokenizer": new.opened}
@@ -225,15 +225,23 @@ def _check_base(source: ModelDirectory, merged: TokenizerDirectory) -> None:
 
 def _write_configs(source: ModelDirectory, target: Path, tokenizer: Loaded, rows: int) -> None:
     """`config.json` and `generation_config.json` with the new size and the tokenizer's special ids."""
-    # generate() goes by these, not by the tokenizer; None replaces an id that the tokenizer lacks.
+    # generate() goes by these, not by the tokenizer.
     ids = {
-        f"{name}_token_id": tokenizer.fast.token_to_id(token) if token else None
+        f"{name}_token_id": tokenizer.fast.token_to_id(token)
         for name, token in (("bos", tokenizer.bos), ("eos", tokenizer.eos), ("pad", tokenizer.pad))
+        if token
     }
-    grown = {**source.config, "vocab_size": rows, **ids}
-    (target / "config.json").write_text(json.dumps(grown, indent=2, ensure_ascii=False), encoding="utf-8")
-    generation = target / "generation_config.json"
-    if (source.path / generation.name).is_file():
-        shutil.copyfile(source.path / generation.name, generation)
-    kept = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    generation.write_text(json.dumps({**kept, **ids}, indent=2), encoding="utf-8")
+    changes = _with_ends(source.config, ids, rows)
+    write_config(source, target, stored_dtype(source), vocab_size=rows, **changes)
+    generation = {**source.generation, **_with_ends(source.generation, ids, rows)}
+    (target / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
+
+
+def _with_ends(known: dict[str, Any], ids: dict[str, int | None], rows: int) -> dict[str, Any]:
+    """The tokenizer's ids, and every other end that the base knew: Llama-3 ends texts by one token, turns by another."""
+    before = known.get("eos_token_id")
+    ends = [ids.get("eos_token_id"), *(before if isinstance(before, list) else [before])]
+    all_ends = list(dict.fromkeys(end for end in ends if end is not None and end < rows))
+    if not all_ends:
+        return dict(ids)
+    return {**ids, "eos_token_id": all_ends if len(all_ends) > 1 else all_ends[0]}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zhllama.model.directory import INDEX, ModelDirectory
+from zhllama.model.directory import INDEX, INPUT_KEY, ModelDirectory
 
 if TYPE_CHECKING:  # torch takes seconds to import, and pack needs only a config.json
     import torch
@@ -27,6 +27,7 @@ def load_model(source: ModelDirectory, dtype: torch.dtype, quantise: bool = Fals
 
     With `quantise`, bitsandbytes holds the linear layers in 4 bits and multiplies in `dtype`; the ends stay as they are.
     """
+    source.check_plain()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -62,14 +63,31 @@ def rewrite(source: ModelDirectory, target: Path, change: Callable[[str, Tensor]
     """
     from zhllama.terminal import track
 
-    size = 0
+    size = parameters = 0
     for shard in track(source.shards, what):
-        size += _rewrite_shard(shard, target / shard.name, change)
+        of_shard = _rewrite_shard(shard, target / shard.name, change)
+        size, parameters = size + of_shard[0], parameters + of_shard[1]
     if (source.path / INDEX).is_file():
         # Which file holds which tensor stays as it was.
         index = json.loads((source.path / INDEX).read_text(encoding="utf-8"))
-        index["metadata"] = {**index.get("metadata", {}), "total_size": size}
+        counted = {"total_size": size, "total_parameters": parameters}
+        index["metadata"] = {**index.get("metadata", {}), **counted}
         (target / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def write_config(source: ModelDirectory, target: Path, dtype: str, **changes: Any) -> None:
+    """Write `config.json` for weights of a dtype: the source's, but for what has changed.
+
+    Both names of the dtype are written: transformers reads `dtype`; before version 5, as others, it read `torch_dtype`.
+    """
+    content = {**source.config, **changes, "dtype": dtype, "torch_dtype": dtype}
+    (target / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def stored_dtype(source: ModelDirectory) -> str:
+    """What the weights lie in, as config.json names it: by the input rows, since a config may say another."""
+    with source.tensor(INPUT_KEY) as rows:
+        return str(rows[:1].dtype).removeprefix("torch.")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -86,8 +104,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], Tensor]) -> int:
-    """Write one file of the safetensors format, header last into space left for it; returns the bytes of its tensors."""
+def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], Tensor]) -> tuple[int, int]:
+    """Write one file of the safetensors format, header last into space left for it; bytes and numbers of its tensors."""
     # Not by the library, whose writer wants every tensor at once.
     import torch
     from safetensors import safe_open
@@ -101,12 +119,13 @@ def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], T
     space = sum(len(name.encode()) + ENTRY for name in dtypes) + ENTRY
     space += -space % 8
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants it
-    end = 0
+    end = count = 0
     with target.open("wb") as stream:
         stream.seek(8 + space)
         for name, dtype in dtypes.items():
             tensor = change(name, read_tensor(source, name))
             begin, end = end, end + tensor.numel() * tensor.element_size()
+            count += tensor.numel()
             header[name] = {
                 "dtype": CODES.get(str(tensor.dtype), dtype),
                 "shape": list(tensor.shape),
@@ -119,4 +138,4 @@ def _rewrite_shard(source: Path, target: Path, change: Callable[[str, Tensor], T
         assert len(written) <= space
         stream.seek(0)
         stream.write(space.to_bytes(8, "little") + written.ljust(space))
-    return end
+    return end, count
