@@ -1,7 +1,9 @@
 """Grouped-query attention on CPU without copies of keys and values: torch's kernel there takes groups beside a mask.
 
 transformers repeats keys and values for every head of a group wherever there is a mask, as for packed blocks, because
-kernels on CUDA may not take groups then; the copies are kept for the backward pass.
+kernels on CUDA may not take groups then; the copies are kept for the backward pass. Its own switch against that,
+TRANSFORMERS_SDPA_FORCE_GQA, is of the whole process: replies would take groups too, a query at a time, where that is up
+to 9 times as slow (benchmarks/results/switches.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Freed memory goes back to the machine while a model trains on CPU.
 
 glibc's heap keeps what is freed, and its holes seldom fit the next aligned tensor: measured on 12 layers x 576, a run
-held 300 MB more than was alive at its peak, in the loss.
+held 300 MB more than was alive at its peak, in the loss. glibc's own settings are read before Python begins, and give no
+more: MALLOC_TRIM_THRESHOLD_ costs an eighth to a quarter of the speed, MALLOC_MMAP_THRESHOLD_ helps in bfloat16 alone
+(benchmarks/results/switches.md).
 """
 
 from __future__ import annotations
