@@ -37,9 +37,9 @@ TWINS = {"README.md": "README_zh.md"} | {
     if page.name not in ENGLISH_ONLY
 }
 DOORS = {"pretrain/run.py": "pretrain", "sft/run.py": "sft"}
-# Flags that the text speaks of and no command has: placeholders, and those of launchers, pip and mypy.
+# Flags that the text speaks of and no command has: placeholders, and those of launchers, pip, docker and mypy.
 OTHER_FLAGS = {"--setting", "--field.sub", "--train.NAME"} | {"--no_ssh", "--kill-on-bad-exit"}
-OTHER_FLAGS |= {"--no-deps", "--wheel-dir", "--strict"}
+OTHER_FLAGS |= {"--version", "--module", "--no-deps", "--target", "--tag", "--strict"}
 FENCE = re.compile(r"^```\w*\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 UNITS = {"万": 1e4, "亿": 1e8, "million": 1e6, "billion": 1e9}
 NUMBER = re.compile(rf"(?<![\w./-])(?>(\d[\d,]*(?:\.\d+)?))(?: ?({'|'.join(UNITS)}))?(?![A-Za-z])", re.ASCII)
@@ -66,8 +66,9 @@ def fenced(page: str) -> list[str]:
 def decode(line: str) -> tuple[str, list[str]]:
     """The command's name and its arguments, whichever way it is started."""
     words = shlex.split(line, comments=True)
-    if words[0] == "zhllama":
-        return words[1], words[2:]
+    if "zhllama" in words:  # by itself, or as `deepspeed --module zhllama`
+        name = words.index("zhllama") + 1
+        return words[name], words[name + 1 :]
     door = next(position for position, word in enumerate(words) if word in DOORS)
     return DOORS[words[door]], words[door + 1 :]
 
