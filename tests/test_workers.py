@@ -38,7 +38,7 @@ def write(file: Path, after: float) -> None:
 
 
 @STARTS
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
 def test_a_killed_worker_is_told_in_one_line(preload: Sequence[str] | None, number: int) -> None:
     with pytest.raises(StoppedError) as stopped, pool(preload) as workers:
         sleeping = workers.submit(time.sleep, 60)
