@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from zhllama.config import UserError
-from zhllama.plan.plan import read_recipes
+from zhllama.plan.job import read_recipes, read_sharding
 from zhllama.recipes.find import FOLDERS, SHIPPED, find_file, find_recipes
 from zhllama.train.settings import check_arguments
 
@@ -89,9 +89,9 @@ def test_a_shipped_recipe_finds_its_deepspeed_file_and_run_json_says_which(recip
     arguments = Arguments(train["deepspeed"])
     check_arguments(arguments)
     assert arguments.deepspeed == str(SHIPPED / train["deepspeed"])
-    _, zero = read_recipes([f"pretrain/{recipe.name}"])
+    (sharding,) = read_sharding(read_recipes([f"pretrain/{recipe.name}"])[1], [], None)
     stage = json.loads((ROOT / train["deepspeed"]).read_text(encoding="utf-8"))["zero_optimization"]["stage"]
-    assert zero.stage == stage
+    assert sharding.stage == stage
 
 
 class Arguments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -61,3 +62,10 @@ def remove_shared_file(rank: int) -> None:
     # of them ends, killed or not. The name that deepspeed/ops/csrc/cpu/comm/shm.cpp gives it.
     name = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank}"
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{name}").unlink(missing_ok=True)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now, for ranks to meet at: a fixed one may be another run's."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

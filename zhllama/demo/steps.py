@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import psutil
 
 from zhllama.artifact import read_record
 from zhllama.config import UserError
+from zhllama.device import free_port
 from zhllama.recipes.find import SHIPPED, find_file
 from zhllama.terminal import say
 
@@ -69,7 +69,7 @@ class Step:
             return [str(scripts / "zhllama"), *self.arguments, "--output", str(self.output)]
         script, *arguments = self.arguments
         # A free port: the default one may be another run's on the same machine.
-        launcher = [str(scripts / "deepspeed"), "--log_level", "warning", "--master_port", str(_free_port())]
+        launcher = [str(scripts / "deepspeed"), "--log_level", "warning", "--master_port", str(free_port())]
         if os.environ.get("DS_ACCELERATOR") == "cpu":
             launcher += ["--num_accelerators", str(RANKS)]
         return [*launcher, str(find_file(script)), *arguments, "--output", str(self.output)]
@@ -232,10 +232,3 @@ def _short(part: str) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{seconds / 60:.1f} min"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        # 0 lets the system choose one that is free now.
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

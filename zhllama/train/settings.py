@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from zhllama.config import UserError
-from zhllama.device import prefers_bf16
+from zhllama.device import free_port, prefers_bf16
 from zhllama.model.adapter import Body, Embeddings, LoraSettings, Method, Parts
 from zhllama.model.prompt_tuning import AdaptionSettings, PrefixSettings
 from zhllama.recipes.find import find_file
@@ -66,8 +66,7 @@ def check_arguments(train: Any) -> None:
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        # Not 29500, which launchers take unless told otherwise.
-        os.environ.setdefault("MASTER_PORT", "29511")
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise UserError("train.max_steps or train.num_train_epochs: one of them must be above 0")
     if train.learning_rate <= 0:
