@@ -21,7 +21,7 @@ def test_normalising_keeps_newlines_tabs_and_full_width() -> None:
         ("甲\ue000\uf8ff\U000f1234乙\ud800", "甲乙"),
         ("\n\n甲 \t\n乙\u3000\n\n", "甲\n乙"),
         ("cafe\u0301", "caf\u00e9"),
-        ("家\u200d人", "家\u200d人"),
+        ("👨\u200d👩", "👨\u200d👩"),
     ],
 )
 def test_normalising(text: str, expected: str) -> None:

@@ -115,6 +115,7 @@ def _clean(config: CleanConfig, where: Where) -> None:
             han_share=round(tally.counts["han"] / characters, 4),
             dropped=dict(tally.dropped.most_common()),
             replacement_characters=tally.counts["replacement characters"],
+            invisible_characters=tally.counts["invisible characters"],
             contaminated=dict(tally.contaminated.most_common()),
             skipped=dict(tally.skipped),
             removed=dict(tally.removed),
@@ -225,6 +226,8 @@ def _summarise(config: CleanConfig, result: dict[str, Any], tally: DocumentTally
         say("removed: " + ", ".join(f"{count:,} {what}" for what, count in result["removed"].items()))
     if result["replacement_characters"]:
         say(f"{result['replacement_characters']:,} characters (U+FFFD) were lost before this text came here")
+    if result["invisible_characters"]:
+        say(f"{result['invisible_characters']:,} invisible characters removed")
     say(
         f"{config.output}: {result['documents']:,} documents, {result['characters']:,} characters "
         f"({result['han_share']:.0%} Chinese), report.html"

@@ -25,6 +25,7 @@ from zhllama.corpus.compare import letters
 from zhllama.corpus.convert import Forms
 from zhllama.corpus.detectors import Detectors
 from zhllama.corpus.duplicates import LAST_RANK
+from zhllama.corpus.invisible import without_invisible
 from zhllama.corpus.privacy import Privacy, redact
 from zhllama.corpus.read import Broken, Layout, read_file, says_encoding
 from zhllama.corpus.rules import Limits, judge
@@ -125,6 +126,8 @@ class Judge(PipelineStep):  # type: ignore[misc]
         for document in data:
             # Counted before anything goes: what is dropped lost them too.
             tally.counts["replacement characters"] += document.text.count("\ufffd")
+            gone = len(document.text) - len(without_invisible(document.text))
+            tally.counts["invisible characters"] += gone
             text = normalise(document.text)
             # The cheap rules first: language and words are looked at in what those keep.
             reason = judge(text, self.limits) or detected(text)

@@ -28,6 +28,11 @@ def write_report(path: Path, source: str, result: dict[str, Any], tally: Documen
         page.paragraph(
             f"The input held {lost:,} replacement characters (U+FFFD): text lost before it came here."
         )
+    if gone := result["invisible_characters"]:
+        page.paragraph(
+            f"{gone:,} invisible characters removed: marks of direction, soft hyphens, joiners and fillers that "
+            "said nothing where they stood."
+        )
     _steps(page, result, tally)
     _reasons(page, result, tally)
     _findings(page, result, tally)

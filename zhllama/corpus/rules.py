@@ -13,12 +13,12 @@ from functools import lru_cache
 
 from zhllama.corpus.compare import without_space
 from zhllama.corpus.han import HAN, HAN_CLASS, count_han
+from zhllama.corpus.invisible import without_invisible
 from zhllama.corpus.ngrams import distinct_ngrams
 
-# What no text wants: controls but \n and \t, surrogates, private use, non-characters, zero-width marks.
-# A joiner (U+200D) stays: emoji are built with it.
+# What no text wants: controls but \n and \t, surrogates, private use, non-characters.
 STRIPPED = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
     "\U000f0000-\U0010ffff]"
 )
 # What `str.splitlines` takes for line ends and STRIPPED leaves: \n is the only one from here on.
@@ -65,14 +65,14 @@ class Limits:
 
 
 def normalise(text: str) -> str:
-    """A text in Unicode NFC with `\\n` line ends, without controls, private-use and zero-width characters.
+    """A text in Unicode NFC with `\\n` line ends, without controls, private-use and invisible characters.
 
     White space at line ends and around the text goes; the indentation of its first line stays. Characters
     keep their width (no NFKC), so Chinese punctuation survives. Literal special tokens (`<s>` `</s>` `<unk>`
     `<pad>` `<bos>` `<eos>` `<mask>`, `<|anything|>`, `[INST]` `[PAD]`) get one space after their opening,
     `</ s>`, so that no tokenizer takes them for the token. Normalising twice changes nothing.
     """
-    text = STRIPPED.sub("", LINE_END.sub("\n", text.replace("\r\n", "\n")))
+    text = without_invisible(STRIPPED.sub("", LINE_END.sub("\n", text.replace("\r\n", "\n"))))
     # Behind the stripping: a mark between a letter and its accent would keep them apart.
     text = unicodedata.normalize("NFC", text)
     # Line by line, not with a pattern: those take quadratic time over long runs of spaces.
