@@ -227,7 +227,9 @@ def test_the_template_s_end_of_a_reply_is_what_generation_stops_at(
     assert load(tmp_path / "m").eos == end
     resize_embeddings(ResizeConfig(str(base), str(tmp_path / "m"), str(tmp_path / "r"), measure=False))
     written = json.loads((tmp_path / "r" / "generation_config.json").read_text())
-    assert written["eos_token_id"] == load(tmp_path / "m").id_of(end)
+    # The template's first, then what else ended a text of the base, which a model that learnt it still writes.
+    ids = list(dict.fromkeys([load(tmp_path / "m").id_of(end), 2]))
+    assert written["eos_token_id"] == (ids if len(ids) > 1 else ids[0])
 
 
 @pytest.mark.parametrize("name", ["alpaca_zh", "alpaca2", "llama3"])
