@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zhllama.artifact import read_record
-from zhllama.config import parse
+from zhllama.config import UserError, parse
 from zhllama.train.pretrain import PretrainConfig
 
 Run = Any  # (output, *flags) -> None
@@ -34,6 +34,15 @@ def test_defaults_that_the_field_lacks(tmp_path: Path) -> None:
     assert (train.logging_steps, train.save_total_limit) == (1, 2)
     assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps) == (2e-4, "cosine", 0.05)
     assert train.output_dir == str(tmp_path / "r")
+
+
+@pytest.mark.parametrize("group", ["train", "lora"])
+@pytest.mark.parametrize("value", ["3", "[]", "[1]", "text", "true", "null"])
+def test_a_group_that_is_no_mapping_is_refused(tmp_path: Path, group: str, value: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"model: n\n{group}: {value}\n")
+    flags = ["--model", "m", "--tokens", "t", "--output", str(tmp_path / "r")]
+    with pytest.raises(UserError, match=rf"^{group} .*: a group; set --{group}.NAME$"):
+        parse("pretrain", PretrainConfig, ["--config", str(tmp_path / "r.yaml"), *flags])
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,11 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
         line = find_mistake(settings, _given(arguments, settings, lists))
         raise UserError(line or _one_line(str(problem))) from problem
     values.pop("config", None)
+    # A recipe's group that is no mapping leaves `train` without a field, and nothing said so.
+    if "train" in hints and "train.max_steps" not in values:
+        raise UserError(
+            find_mistake(settings, _given(arguments, settings, lists)) or "train: not a group of settings"
+        )
     check = getattr(config_class, "check", None)
     if check:  # before TrainingArguments starts anything
         check(values)

@@ -59,13 +59,15 @@ class LossHead(nn.Module):
 
         Without labels, (..., hidden) to logits of (..., rows).
         """
+        # The slice is for ZeRO-3, which keeps the new rows in the frozen matrix too. Where the matrix itself trains
+        # there is none: autograd would make the gradient of a slice a second matrix.
+        weight = self.weight if self.first_new is None else self.weight[: self.first_new]
         if labels is None:
-            # The slice is for ZeRO-3, which keeps the new rows in the frozen matrix too.
-            logits = F.linear(hidden, self.weight[: self.first_new].to(hidden.dtype))
+            logits = F.linear(hidden, weight.to(hidden.dtype))
             if self.new_rows is None:
                 return logits
             return torch.cat([logits, F.linear(hidden, self.new_rows.to(hidden.dtype))], dim=-1)
-        return linear_cross_entropy(hidden, self.weight[: self.first_new], self.new_rows, labels, nats)
+        return linear_cross_entropy(hidden, weight, self.new_rows, labels, nats)
 
 
 # Not a PeftModel, whose forward pass makes the logits of every token; the Trainer takes any module.
