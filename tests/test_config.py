@@ -228,6 +228,10 @@ def test_a_command_without_required_settings_needs_no_argument() -> None:
         (["--block-siz", "16"], "unknown setting 'block_siz': did you mean 'block_size'?"),
         (["--block", "16"], "unknown setting 'block': did you mean 'block_size'?"),
         (["--inner.rnak", "1"], "unknown setting 'inner.rnak': did you mean 'inner.rank'?"),
+        (
+            ["--text", "/\udcd6\udcd0"],
+            "/\udcd6\udcd0: not UTF-8; rename the file or folder (convmv -f gbk -t utf-8 does)",
+        ),
         (["--zzz", "1"], "unknown setting 'zzz'; see --help"),
         (["--block-size", "abc"], "block_size abc: it must be a whole number"),
         (["--block-size", "1.5"], "block_size 1.5: it must be a whole number"),

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -388,3 +389,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         cli.main(["clean", "--corpus", str(corpus), "--output", str(tmp_path / "x"), "--encoding", "utf-9"])
     assert "encoding utf-9: unknown" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf_8_are_read_and_recorded(tmp_path: Path) -> None:
+    """As archives from Windows leave them; the second document is dropped, and the report shows where it lay."""
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / os.fsdecode("新闻.txt".encode("gbk"))
+    file.write_text(f"{sentence(1)}\n\n太短", encoding="utf-8")
+    output, result = run(tmp_path, tmp_path / "in")
+    assert result["documents"] == 1
+    assert "\\udcd0\\udcc2" in (output / "report.html").read_text(encoding="utf-8")
+    assert list(read_documents(output)) == [sentence(1)]

@@ -1,5 +1,6 @@
 """The SentencePiece process: what it is given, its progress, how it fails."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def test_counts_decide_the_order(tmp_path: Path) -> None:
     assert set(CHARACTERS) <= set(pieces)
     assert len(pieces) == 300 + len(CHARACTERS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", [b"a b,c", "中文，模型".encode(), "中文".encode("gbk"), b"--input=x", b"a'b\"c\nd"], ids=ascii
+)
+def test_no_name_of_a_folder_is_taken_apart(tmp_path: Path, name: bytes) -> None:
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    assert train(folder) == train(tmp_path)
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

@@ -236,7 +236,8 @@ def numbered(name: str, given: Sequence[Input]) -> dict[str, Input]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    content = json.dumps(value, ensure_ascii=False, indent=1) + "\n"  # what is no UTF-8 of a path as `\udcd6`
+    temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
 
 
@@ -288,7 +289,7 @@ def _content_hash(path: Path) -> str:
                 content = fingerprint(file)
             except UserError:  # whoever needs it will say so
                 content = "unreadable"
-            digest.update(f"{relative.as_posix()}\0{content}\n".encode())
+            digest.update(f"{relative.as_posix()}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

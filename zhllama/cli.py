@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -65,6 +66,9 @@ EXTRAS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits 2 with one line on a user's mistake, 130 on Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does: a path that is no UTF-8, or an emoji on a GBK terminal, must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     # Launchers put it behind a script, and before the command of `deepspeed --module zhllama COMMAND`.
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,9 @@ def parse(command: str, config_class: type[Config], arguments: list[str]) -> Con
     # The docstrings below fields are their help.
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+    # Python keeps such bytes as lone surrogates; YAML, safetensors and tokenizers know no such text.
+    if wrong := re.search(r"\S*[\ud800-\udfff].*", "\n".join(arguments)):
+        raise UserError(f"{wrong[0]}: not UTF-8; rename the file or folder (convmv -f gbk -t utf-8 does)")
     # Recipes are found and looked at before flags: a wrong one is named, not quoted by the parser.
     arguments = find_recipes(arguments)
     for recipe in (a.removeprefix("--config=") for a in arguments if a.startswith("--config=")):

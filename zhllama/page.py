@@ -99,6 +99,7 @@ class Page:
             f'<!doctype html><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
             f"<style>{STYLE}</style>\n" + "\n".join(self.parts) + "\n",
             encoding="utf-8",
+            errors="backslashreplace",  # for a path whose bytes are no UTF-8
         )
 
 

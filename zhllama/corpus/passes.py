@@ -148,7 +148,9 @@ def _bundle(files: list[Path], source: Path, work: Path, size: int) -> int:
             filled = 0
         filled += _size(file)
         path = file if is_named(file) else file.resolve()
-        bundles[-1].append((str(path), file.relative_to(root).as_posix()))
+        # What documents are called must be UTF-8; names out of a Windows archive may not be.
+        name = file.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
+        bundles[-1].append((str(path), name))
     (work / "bundles").mkdir(parents=True, exist_ok=True)
     for rank, bundle in enumerate(bundles):
         (work / "bundles" / f"{rank:05d}.json").write_text(json.dumps(bundle), encoding="utf-8")

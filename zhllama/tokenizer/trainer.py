@@ -53,10 +53,11 @@ def train_pieces(
     with source.open("w", encoding="utf-8") as stream:
         stream.writelines(f"{run}\t{count}\n" for run, count in counts.items())
     settings = {
-        "input": str(source),
+        # In the folder, so that names are ours: SentencePiece takes a comma for the next file's begin, and UTF-8 only.
+        "input": source.name,
         # Each distinct run once, with its count: a repeated corpus costs no more than its runs.
         "input_format": "tsv",
-        "model_prefix": str(model.with_suffix("")),
+        "model_prefix": model.stem,
         "model_type": "bpe",
         # 256 bytes, and unknown, BOS, EOS.
         "vocab_size": 259 + len(characters) + merges,
@@ -78,6 +79,7 @@ def train_pieces(
     }
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
+        cwd=folder,
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

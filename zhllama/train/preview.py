@@ -20,7 +20,8 @@ def write_preview(directory: Path, mixture: Mixture, tokenizer: Any) -> dict[str
     """Write `report.html` (table, plots, examples, what was left out) and `examples.jsonl`; returns the run's result."""
     examples = choose_examples(mixture, tokenizer)
     lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
-    (directory / "examples.jsonl").write_text("".join(lines), encoding="utf-8")
+    # A file's name may hold bytes that are no UTF-8.
+    (directory / "examples.jsonl").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     write_report(directory / "report.html", mixture, examples)
     tokens = sum(one["tokens"] for one in mixture.table)
     return {"rows": len(mixture.samples), "tokens": tokens, "mixture": mixture.table}
