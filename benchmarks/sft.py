@@ -66,7 +66,7 @@ def prepare(folder: Path) -> None:
     model.mkdir()
     roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     settings = {**roles, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048}
-    template = (ROOT / "zhllama" / "templates" / "alpaca_zh.jinja").read_text(encoding="utf-8")
+    template = (ROOT / "zhllama" / "tokenizer" / "templates" / "alpaca_zh.jinja").read_text(encoding="utf-8")
     write.write_directory(model, write.sentencepiece_tokenizer(proto), proto, settings, template)
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(vocab_size=len(proto.pieces), **SHAPE)).save_pretrained(model)
