@@ -1,10 +1,10 @@
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datatrove.pipeline.dedup.minhash import read_sigs
+from test_corpus_minhash import altered
 
 from zhllama.corpus.clean import CleanConfig, clean
 from zhllama.corpus.compare import letters
@@ -19,14 +19,6 @@ def articles(chinese_text: str) -> list[str]:
     lines = [line for line in dict.fromkeys(chinese_text.split("\n")) if len(line) > 60]
     groups = ["\n".join(lines[start : start + 4]) for start in range(0, len(lines) - 4, 4)]
     return [group for group in groups if len(group) > 300][:60]
-
-
-def altered(text: str, share: float, seed: int) -> str:
-    source = random.Random(seed)
-    characters = list(text)
-    for place in source.sample(range(len(characters)), max(1, round(share * len(characters)))):
-        characters[place] = source.choice("的一是了我不人在他有这个上们来到时")
-    return "".join(characters)
 
 
 def run(tmp_path: Path, name: str, texts: list[str], **settings: object) -> tuple[list[str], dict[str, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_conversation_prompts import put, refusal
 
 from zhllama import artifact
 from zhllama.config import UserError
@@ -35,19 +36,6 @@ def speaker_of(directory: Path, **settings: Any) -> Speaker:
     config = ChatConfig(str(directory), **settings)
     adapter = None if config.adapter is None else RunDirectory.open(config.adapter)
     return Speaker(ModelDirectory.open(directory), adapter, config)
-
-
-def put(folder: Path, *rows: Any) -> Path:
-    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "prompts.jsonl"
-
-
-def refusal(what: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as refused:
-        what()
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 def greedy(speaker: Speaker, prompt: str, steps: int) -> list[int]:

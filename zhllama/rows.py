@@ -7,7 +7,7 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,3 +280,17 @@ def _document(lines: Iterator[tuple[int, str]]) -> Rows:
         filled = iter(numbered[1:])
     yield first[0], row
     yield from ((number, parse_line(line)) for number, line in filled)
+
+
+def batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Neighbouring texts together, each time as soon as they hold that many characters; none is cut."""
+    batch: list[str] = []
+    length = 0
+    for text in texts:
+        batch.append(text)
+        length += len(text)
+        if length >= characters:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch

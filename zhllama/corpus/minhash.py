@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zhllama.corpus.ngrams import ngram_hashes
+from zhllama.rows import batches
 
 GRAM = 5
 AT_ONCE = 1 << 16  # characters signed at a time: their hashes stay in the processor's cache
@@ -55,7 +56,7 @@ def sign(texts: Iterable[str], banding: Banding) -> NDArray[np.uint32]:
     """
     factors, terms = permutations(banding)
     found = [np.empty((0, len(factors)), dtype=np.uint32)]
-    for some in _portions(texts):
+    for some in batches(texts, AT_ONCE):
         hashes = hash_sequences(some)
         lengths = np.array([len(text) for text in some])
         starts = np.cumsum(lengths + GRAM) - lengths - GRAM
@@ -99,16 +100,3 @@ def propose_pairs(signatures: NDArray[np.uint32], banding: Banding) -> Iterator[
         yield np.stack([firsts[later], order[later]], axis=1)
         # A text may be no copy of the first with its key, and yet be one of the text before it.
         yield np.stack([order[later - 1], order[later]], axis=1)
-
-
-def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    length = 0
-    for text in texts:
-        batch.append(text)
-        length += len(text)
-        if length >= AT_ONCE:
-            yield batch
-            batch, length = [], 0
-    if batch:
-        yield batch

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zhllama.rows import batches
 from zhllama.tokenizer.load import Loaded, own_threads
 
 BATCH = 1 << 18  # characters tokenised at a time
@@ -95,7 +96,7 @@ def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int =
     # With a byte-level tokenizer it was 1.49, 0.74 and 0.64.
     waiting: deque[Future[Batch]] = deque()
     with _ours(fast), ThreadPoolExecutor(threads) as pool:
-        for texts in _batches(documents):
+        for texts in batches(documents, BATCH):
             waiting.append(pool.submit(encode, texts))
             # The oldest first, in the order of the documents. Twice as many wait as work, so that memory does
             # not grow where reading is faster than tokenising.
@@ -108,19 +109,6 @@ def encode_documents(documents: Iterable[str], tokenizer: Loaded, threads: int =
 def dtype_for(tokenizer: Loaded) -> np.dtype[Any]:
     """The smaller of uint16 and uint32 that holds every id."""
     return np.dtype(np.uint16 if max(tokenizer.fast.get_vocab().values()) < 1 << 16 else np.uint32)
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 @contextmanager
