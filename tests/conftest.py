@@ -28,16 +28,17 @@ settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
+# What a launcher of ranks sets, but for what the tests themselves were started with.
+LAUNCHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} - set(os.environ)
 
 
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
     """A run in this process with DeepSpeed sets rank and port; the next test's processes would take them for theirs."""
-    before = dict(os.environ)
     yield
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in before:
-            os.environ.pop(name, None)
+    # Not of this test's beginning: a fixture for many tests may have set them before it.
+    for name in LAUNCHERS:
+        os.environ.pop(name, None)
 
 
 def package_folder(name: str) -> Path:
